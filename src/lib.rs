@@ -1,1 +1,14 @@
-//! x
+//! paddock: a worker manager for Linux services.
+//!
+//! The map, in the order in which to read it:
+//!
+//! * [`config`] turns text (file and command line) into a [`config::model::Config`] that cannot be wrong;
+//! * [`supervisor`] **decides**: a pure state machine, events in, actions out, no clock, no files, no processes;
+//! * `runtime` **performs**: the only loop, which turns what happens into events and actions into deeds;
+//! * the adapters touch the world: [`isolation`] (fences around workers), `worker` (making a process and
+//!   hearing it), `systemd` (activation, notification, journal), `control` (the socket of `paddock status`);
+//! * `cli` and `command` are the command line; `sys` holds every raw system call.
+
+pub mod config;
+pub mod isolation;
+pub mod supervisor;

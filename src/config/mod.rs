@@ -1,0 +1,3 @@
+//! Text in, a [`model::Config`] that cannot be wrong out.
+
+pub mod model;

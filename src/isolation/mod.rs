@@ -1,0 +1,140 @@
+//! Fences: one trait, one file for each mode.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+/// A future that stays on the loop's thread.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The fence that is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A transient systemd scope for each worker.
+    Scope,
+    /// A cgroup below the manager's own for each worker.
+    Cgroup,
+    /// No fence.
+    None,
+}
+
+/// Limits of one worker; unset: the system's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FenceLimits {
+    /// `memory.max`, bytes.
+    pub memory_max: Option<u64>,
+    /// `memory.swap.max`, bytes.
+    pub swap_max: Option<u64>,
+    /// `pids.max`; `u64::MAX` is infinity.
+    pub tasks_max: Option<u64>,
+    /// `cpu.weight`, 1 to 10000.
+    pub cpu_weight: Option<u64>,
+}
+
+/// Whose fence it is; unique within the machine's boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceName {
+    /// The app.
+    pub app: String,
+    /// The slot.
+    pub slot: u32,
+    /// Never used before by this app in this boot.
+    pub unique: String,
+}
+
+/// What memory a worker holds, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryReading {
+    /// All that is charged to it.
+    pub current: u64,
+    /// What the kernel cannot reclaim: anon + shmem + kernel.
+    pub unreclaimable: u64,
+    /// The most that was ever charged to it, where the kernel says.
+    pub peak: Option<u64>,
+    /// The limit in force.
+    pub limit: Option<u64>,
+}
+
+/// What a fence knows of a death.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeathFacts {
+    /// Whether an OOM killer took a process of this worker; none: it could not be read.
+    pub oom_killed: Option<bool>,
+    /// The most memory that it ever held.
+    pub peak: Option<u64>,
+}
+
+/// What a living worker's fence reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FenceEvent {
+    /// The armed edge was reached (or, without a fence, a sample was taken). The edge is disarmed.
+    Memory(MemoryReading),
+    /// An OOM killer took a process of the worker.
+    OomKill,
+}
+
+/// Why a fence could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct FenceError {
+    /// What was tried, on which object.
+    pub what: String,
+    /// What the kernel or systemd said.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A way to put workers into fences of their own.
+pub trait Isolation {
+    /// Which mode this is.
+    fn mode(&self) -> Mode;
+
+    /// Put the blocked gate process `gate`, an unreaped child of ours, into a new fence and verify that it is inside
+    /// with its limits in force. On an error nothing is left of the fence; the gate is still alive.
+    fn enclose<'a>(
+        &'a self,
+        name: &'a FenceName,
+        gate: Pid,
+        limits: &'a FenceLimits,
+    ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>>;
+}
+
+/// One worker's fence.
+pub trait Fence {
+    /// The scope's unit name, the cgroup's path, or the process group, for people and logs.
+    fn describe(&self) -> String;
+
+    /// Whether this process is inside now.
+    fn contains(&self, pid: Pid) -> bool;
+
+    /// What the worker holds now.
+    fn memory(&self) -> Result<MemoryReading, FenceError>;
+
+    /// Watch for this much unreclaimable memory (bytes), once; none: lift the edge. An edge that has been passed
+    /// already is reported at once.
+    fn arm(&self, edge: Option<u64>) -> LocalFuture<'_, Result<(), FenceError>>;
+
+    /// The next thing to report; pending for ever when there is nothing to watch. Cancel-safe. One caller at a time.
+    fn next_event(&self) -> LocalFuture<'_, FenceEvent>;
+
+    /// Apply other limits to the living worker, as far as the kernel allows without killing it; returns what was not
+    /// applied and why, for the log.
+    fn set_limits<'a>(
+        &'a self,
+        limits: &'a FenceLimits,
+    ) -> LocalFuture<'a, Result<Vec<String>, FenceError>>;
+
+    /// SIGKILL to every process inside.
+    fn kill(&self) -> Result<(), FenceError>;
+
+    /// What there is to know about the death of the worker's first process; to be asked right after it, before
+    /// [`Fence::sweep`].
+    fn death_facts(&self) -> LocalFuture<'_, DeathFacts>;
+
+    /// Kill what is left, wait until the fence is empty, remove it.
+    fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>>;
+}
