@@ -12,3 +12,4 @@
 pub mod config;
 pub mod isolation;
 pub mod supervisor;
+pub mod sys;

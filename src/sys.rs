@@ -1,0 +1,61 @@
+//! Every `unsafe` of the project, each with its reason; everything else calls these.
+#![expect(
+    unsafe_code,
+    reason = "the one place for what the type system cannot see"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Watch a file descriptor on the current loop; call inside a tokio runtime.
+///
+/// # Errors
+/// What `epoll_ctl(2)` says; EPERM for a regular file.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, always answers as_raw_fd with the same number, and is closed only when the AsyncFd
+    // that owns it gives it up.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Take ownership of a descriptor that the process was started with, as `sd_listen_fds(3)` passes them.
+///
+/// # Errors
+/// EBADF if it is not open.
+pub fn adopt_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl does not touch memory; it answers EBADF for a number that is not open.
+    let flags = unsafe { nix::libc::fcntl(number, nix::libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open, and its caller takes each inherited number once, before anything else opens files.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Give an open file the number `at` in this process, to be kept across exec; whatever was open there is closed.
+///
+/// For the gate only, which knows that nothing of its own lives at the low numbers any more.
+///
+/// # Errors
+/// What `dup2(2)` says.
+pub fn place_fd(fd: OwnedFd, at: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == at {
+        let number = fd.into_raw_fd();
+        // SAFETY: fcntl does not touch memory; the descriptor is open and now belongs to the process for good.
+        let result = unsafe { nix::libc::fcntl(number, nix::libc::F_SETFD, 0) };
+        return if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        };
+    }
+    // SAFETY: dup2 does not touch memory; the caller owns what is at the target number.
+    let result = unsafe { nix::libc::dup2(fd.as_raw_fd(), at) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
