@@ -13,3 +13,4 @@ pub mod config;
 pub mod isolation;
 pub mod supervisor;
 pub mod sys;
+pub mod worker;

@@ -1,11 +1,8 @@
 //! Every `unsafe` of the project, each with its reason; everything else calls these.
-#![expect(
-    unsafe_code,
-    reason = "the one place for what the type system cannot see"
-)]
+#![expect(unsafe_code, reason = "the one place for what the type system cannot see")]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -45,17 +42,34 @@ pub fn place_fd(fd: OwnedFd, at: RawFd) -> io::Result<()> {
         let number = fd.into_raw_fd();
         // SAFETY: fcntl does not touch memory; the descriptor is open and now belongs to the process for good.
         let result = unsafe { nix::libc::fcntl(number, nix::libc::F_SETFD, 0) };
-        return if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        };
+        return if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     }
     // SAFETY: dup2 does not touch memory; the caller owns what is at the target number.
     let result = unsafe { nix::libc::dup2(fd.as_raw_fd(), at) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Send any signal number, realtime ones included, by pidfd (`pidfd_send_signal(2)`); a process that is over already is
+/// no error.
+///
+/// # Errors
+/// What the kernel says: EPERM, EINVAL.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call, a null siginfo asks for the default, and no memory is touched.
+    let result = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            number,
+            std::ptr::null::<nix::libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+        error => Err(error),
     }
 }

@@ -123,10 +123,7 @@ pub trait Fence {
 
     /// Apply other limits to the living worker, as far as the kernel allows without killing it; returns what was not
     /// applied and why, for the log.
-    fn set_limits<'a>(
-        &'a self,
-        limits: &'a FenceLimits,
-    ) -> LocalFuture<'a, Result<Vec<String>, FenceError>>;
+    fn set_limits<'a>(&'a self, limits: &'a FenceLimits) -> LocalFuture<'a, Result<Vec<String>, FenceError>>;
 
     /// SIGKILL to every process inside.
     fn kill(&self) -> Result<(), FenceError>;

@@ -1,0 +1,70 @@
+//! A worker's files in the app's runtime directory: named after the worker, owned by whom it runs as.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+
+use crate::supervisor::id::WorkerId;
+
+/// Where a worker's files are.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// `NOTIFY_SOCKET`
+    pub notify: PathBuf,
+    /// `MEMORY_PRESSURE_WATCH`
+    pub pressure: PathBuf,
+    /// Its output, unless that goes to the journal.
+    pub output: PathBuf,
+}
+
+impl Files {
+    /// The names for one worker. Short, because a socket's path has 107 bytes at most (`unix(7)`).
+    pub fn new(directory: &Path, worker: WorkerId) -> Self {
+        Self {
+            notify: directory.join(format!("{worker}.notify")),
+            pressure: directory.join(format!("{worker}.pressure")),
+            output: directory.join(format!("{worker}.output")),
+        }
+    }
+}
+
+/// Whether a name is one of a worker's files.
+pub fn is_worker_file(name: &str) -> bool {
+    name.split_once('.')
+        .is_some_and(|(number, kind)| number.parse::<u64>().is_ok() && matches!(kind, "notify" | "pressure" | "output"))
+}
+
+/// Make a file its owner's alone: mode 0600, owned by `owner` (uid, gid) if that is someone else.
+///
+/// # Errors
+/// What `chmod(2)` and `chown(2)` say.
+pub fn hand_over(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    // The directory is ours alone to write, so the name cannot be exchanged under us.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    owner.map_or(Ok(()), |(uid, gid)| lchown(path, Some(uid), Some(gid)))
+}
+
+/// A fresh directory for a test.
+#[cfg(test)]
+pub(crate) fn test_directory(name: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(format!("paddock-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_files_are_told_from_others() {
+        let files = Files::new(Path::new("/run/paddock/shop"), WorkerId(7));
+        for path in [&files.notify, &files.pressure, &files.output] {
+            assert!(is_worker_file(path.file_name().unwrap().to_str().unwrap()));
+        }
+        for other in ["control", "lock", "state", "x.notify", "7.other", "7"] {
+            assert!(!is_worker_file(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A worker's own notify socket.
+//!
+//! Every message's sender is known from the kernel (`SCM_CREDENTIALS`, `unix(7)`); whether it belongs to the worker is
+//! for the caller to check before anything is acted upon.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
+use rustix::process::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::files;
+use super::message::{self, Datagram};
+use crate::sys;
+
+/// Larger datagrams are dropped; systemd's own bound is one page (`sd_notify(3)` messages are short).
+const DATAGRAM_MAX: usize = 4096;
+
+/// The most descriptors that one datagram can carry: `SCM_MAX_FD`.
+const DESCRIPTORS_MAX: usize = 253;
+
+/// A bound socket; unlinked when dropped.
+#[derive(Debug)]
+pub struct NotifySocket {
+    socket: AsyncFd<OwnedFd>,
+    path: PathBuf,
+}
+
+/// What one datagram was.
+#[derive(Debug)]
+pub struct Received {
+    /// Who sent it; none: the kernel could not say (gone, or in a foreign pid namespace).
+    pub sender: Option<Pid>,
+    /// Its text.
+    pub datagram: Datagram,
+    /// Descriptors that came with it: to be closed (dropped) once it has been acted upon, which releases a barrier.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl NotifySocket {
+    /// Bind at `path`, for `owner` (uid, gid) to write to.
+    ///
+    /// # Errors
+    /// What `bind(2)`, `chown(2)` say; a path over 107 bytes.
+    pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
+        let socket = UnixDatagram::bind(&path)?;
+        files::hand_over(&path, owner)?;
+        socket.set_nonblocking(true)?;
+        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+        Ok(Self { socket: sys::watch(socket.into(), Interest::READABLE)?, path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Wait until something can be received. Cancel-safe.
+    ///
+    /// # Errors
+    /// The loop is ending.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// The next datagram, if there is one now; those that were cut or cannot be read are dropped.
+    pub fn try_receive(&self) -> Option<Received> {
+        loop {
+            match self.socket.try_io(Interest::READABLE, |socket| receive(socket.as_fd())) {
+                Ok(Some(received)) => return Some(received),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn receive(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<Received>> {
+    let mut buffer = [0_u8; DATAGRAM_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(&mut buffer)];
+    let message =
+        rustix::net::recvmsg(socket, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
+    let mut sender = None;
+    let mut descriptors = Vec::new();
+    for part in ancillary.drain() {
+        match part {
+            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
+            RecvAncillaryMessage::ScmRights(fds) => descriptors.extend(fds),
+            _ => {}
+        }
+    }
+    if message.flags.contains(ReturnFlags::TRUNC) {
+        return Ok(None);
+    }
+    let datagram = message::parse(buffer.get(..message.bytes).unwrap_or_default());
+    Ok(Some(Received { sender, datagram, descriptors }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::event::Message;
+
+    #[tokio::test]
+    async fn a_message_comes_with_its_sender() {
+        let directory = files::test_directory("notify");
+        let socket = NotifySocket::bind(directory.join("n"), None).unwrap();
+        let client = UnixDatagram::unbound().unwrap();
+        client.send_to(b"READY=1", socket.path()).unwrap();
+        socket.readable().await.unwrap();
+        let received = socket.try_receive().unwrap();
+        assert_eq!(received.sender.unwrap().as_raw_nonzero().get().unsigned_abs(), std::process::id());
+        assert_eq!(received.datagram.messages, [Message::Ready]);
+        assert!(socket.try_receive().is_none());
+        let path = socket.path().to_owned();
+        drop(socket);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_datagram_that_is_too_long_is_dropped_and_the_next_one_read() {
+        let directory = files::test_directory("notify-long");
+        let socket = NotifySocket::bind(directory.join("n"), None).unwrap();
+        let client = UnixDatagram::unbound().unwrap();
+        client.send_to(&[b'x'; DATAGRAM_MAX + 1], socket.path()).unwrap();
+        client.send_to(b"WATCHDOG=1", socket.path()).unwrap();
+        socket.readable().await.unwrap();
+        assert_eq!(socket.try_receive().unwrap().datagram.messages, [Message::Watchdog]);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

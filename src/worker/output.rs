@@ -1,0 +1,208 @@
+//! A worker's output: a FIFO in the runtime directory, open for reading and writing at the worker's end.
+//!
+//! Because the worker itself holds a reading end, a manager that dies breaks no pipe; because the FIFO has a name, the
+//! next manager finds it; what nobody reads stays in its buffer.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::files;
+use super::message::escape;
+use crate::sys;
+
+/// How many last lines are kept.
+const LINES_KEPT: usize = 20;
+
+/// The longest line, in bytes; longer ones are cut into several.
+const LINE_MAX: usize = 2048;
+
+/// What a FIFO should hold while its manager is busy or away, in bytes (`F_SETPIPE_SZ`; the system's limit for
+/// non-root is `pipe-max-size`, 1 MiB by default).
+const BUFFER: usize = 256 * 1024;
+
+/// The reading side; the FIFO is unlinked when dropped.
+#[derive(Debug)]
+pub struct Output {
+    fifo: AsyncFd<OwnedFd>,
+    state: RefCell<State>,
+    path: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    partial: Vec<u8>,
+    last: VecDeque<String>,
+}
+
+impl Output {
+    /// Make the FIFO at `path`, owned by `owner` (uid, gid).
+    ///
+    /// # Errors
+    /// What `mkfifo(3)`, `open(2)`, `chown(2)` say.
+    pub fn create(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+        // Open for both, so that it opens at once and never reports an end (`fifo(7)`).
+        let fifo = rustix::fs::open(&path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        // A smaller buffer is no reason not to start.
+        let _ = rustix::pipe::fcntl_setpipe_size(&fifo, BUFFER);
+        files::hand_over(&path, owner)?;
+        Ok(Self { fifo: sys::watch(fifo, Interest::READABLE)?, state: RefCell::default(), path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The worker's end: blocking, readable and writable.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn worker_end(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::open(&self.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// Hand every line to `line`, for ever.
+    pub async fn forward(&self, line: impl Fn(&str)) {
+        while let Ok(mut guard) = self.fifo.readable().await {
+            guard.retain_ready();
+            if !self.read_some(&line) {
+                continue;
+            }
+            // A worker that never stops writing must not hold the loop.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Read what is there now; to be called when the worker is dead.
+    pub fn drain(&self, line: impl Fn(&str)) {
+        // A process that the worker left may go on writing: what fits the buffer is enough.
+        for _ in 0..=(BUFFER / CHUNK) {
+            if !self.read_some(&line) {
+                break;
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        let rest = std::mem::take(&mut state.partial);
+        if !rest.is_empty() {
+            state.finish_line(&rest, &line);
+        }
+    }
+
+    /// The last lines, oldest first.
+    pub fn last_words(&self) -> Vec<String> {
+        self.state.borrow().last.iter().cloned().collect()
+    }
+
+    fn read_some(&self, line: &impl Fn(&str)) -> bool {
+        let mut chunk = [0_u8; CHUNK];
+        let count = self
+            .fifo
+            .try_io(Interest::READABLE, |fifo| Ok(rustix::io::read(fifo.as_fd() as BorrowedFd<'_>, &mut chunk)?));
+        match count {
+            Ok(count) => {
+                self.state.borrow_mut().take(chunk.get(..count).unwrap_or_default(), line);
+                count > 0
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+const CHUNK: usize = 16 * 1024;
+
+impl State {
+    fn take(&mut self, bytes: &[u8], line: &impl Fn(&str)) {
+        let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
+        while let Some(piece) = pieces.next() {
+            self.partial.extend_from_slice(piece);
+            let complete = pieces.peek().is_some();
+            while complete || self.partial.len() >= LINE_MAX {
+                let rest = self.partial.split_off(self.partial.len().min(LINE_MAX));
+                let whole = std::mem::replace(&mut self.partial, rest);
+                self.finish_line(&whole, line);
+                if self.partial.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn finish_line(&mut self, bytes: &[u8], line: &impl Fn(&str)) {
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        let text = escape(bytes, 4 * LINE_MAX);
+        line(&text);
+        if self.last.len() >= LINES_KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(text);
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Write;
+
+    fn lines_of(chunks: &[&[u8]]) -> Vec<String> {
+        let lines = RefCell::new(Vec::new());
+        let mut state = State::default();
+        for chunk in chunks {
+            state.take(chunk, &|line: &str| lines.borrow_mut().push(line.to_owned()));
+        }
+        lines.into_inner()
+    }
+
+    #[test]
+    fn lines_are_put_together_and_long_ones_cut() {
+        assert_eq!(lines_of(&[b"one\ntw", b"o\r\n\nthr"]), ["one", "two", ""]);
+        let long = vec![b'x'; LINE_MAX * 2 + 5];
+        let lengths: Vec<usize> = lines_of(&[&long, b"\n"]).iter().map(String::len).collect();
+        assert_eq!(lengths, [LINE_MAX, LINE_MAX, 5]);
+    }
+
+    #[tokio::test]
+    async fn last_words_survive_their_writer_and_are_bounded() {
+        let directory = files::test_directory("output");
+        let output = Output::create(directory.join("o"), None).unwrap();
+        let mut worker = File::from(output.worker_end().unwrap());
+        for number in 0..50 {
+            writeln!(worker, "line {number}").unwrap();
+        }
+        write!(worker, "unfinished \x1b[0m").unwrap();
+        drop(worker);
+        output.drain(|_| {});
+        let words = output.last_words();
+        assert_eq!(words.len(), LINES_KEPT);
+        assert_eq!(words.first().unwrap(), "line 31");
+        assert_eq!(words.last().unwrap(), "unfinished \\x1b[0m");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_manager_that_is_gone_breaks_no_pipe() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let directory = files::test_directory("output-gone");
+        let mut worker = runtime.block_on(async {
+            let output = Output::create(directory.join("o"), None).unwrap();
+            File::from(output.worker_end().unwrap())
+        });
+        writeln!(worker, "still here").unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}
