@@ -60,19 +60,20 @@ impl NotifySocket {
         &self.path
     }
 
-    /// Wait until something can be received. Cancel-safe.
+    /// Wait until something new can be received; what is there must then be received to the end. Cancel-safe.
     ///
     /// # Errors
     /// The loop is ending.
     pub async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await?.retain_ready();
+        // Cleared first: what is sent from here on wakes us again.
+        self.socket.readable().await?.clear_ready();
         Ok(())
     }
 
-    /// The next datagram, if there is one now; those that were cut or cannot be read are dropped.
+    /// The next datagram, if there is one now, whether or not the loop has heard of it; those that were cut are dropped.
     pub fn try_receive(&self) -> Option<Received> {
         loop {
-            match self.socket.try_io(Interest::READABLE, |socket| receive(socket.as_fd())) {
+            match receive(self.socket.get_ref().as_fd()) {
                 Ok(Some(received)) => return Some(received),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

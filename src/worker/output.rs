@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -72,12 +72,12 @@ impl Output {
     /// Hand every line to `line`, for ever.
     pub async fn forward(&self, line: impl Fn(&str)) {
         while let Ok(mut guard) = self.fifo.readable().await {
-            guard.retain_ready();
-            if !self.read_some(&line) {
-                continue;
+            // Cleared first: what is written from here on wakes us again.
+            guard.clear_ready();
+            while self.read_some(&line) {
+                // A worker that never stops writing must not hold the loop.
+                tokio::task::yield_now().await;
             }
-            // A worker that never stops writing must not hold the loop.
-            tokio::task::yield_now().await;
         }
     }
 
@@ -103,10 +103,7 @@ impl Output {
 
     fn read_some(&self, line: &impl Fn(&str)) -> bool {
         let mut chunk = [0_u8; CHUNK];
-        let count = self
-            .fifo
-            .try_io(Interest::READABLE, |fifo| Ok(rustix::io::read(fifo.as_fd() as BorrowedFd<'_>, &mut chunk)?));
-        match count {
+        match rustix::io::read(self.fifo.get_ref(), &mut chunk) {
             Ok(count) => {
                 self.state.borrow_mut().take(chunk.get(..count).unwrap_or_default(), line);
                 count > 0
