@@ -11,6 +11,8 @@
 
 pub mod config;
 pub mod isolation;
+pub mod observe;
 pub mod supervisor;
 pub mod sys;
+pub mod systemd;
 pub mod worker;
