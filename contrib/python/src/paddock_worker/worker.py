@@ -1,0 +1,222 @@
+"""One worker, seen from the manager: what it reports, and the thread that does the reporting.
+
+The watchdog is the exception: it is fed by whoever serves (:class:`Watchdog`), never by this thread, or it would say that all
+is well while nothing is.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import select
+import sys
+import time
+import traceback
+from _thread import get_ident, start_new_thread
+from collections.abc import Callable
+from typing import Any, Optional
+
+from .environment import Environment
+from .notify import Notifier
+from .pressure import Pulse, relieve
+from .requests import Request, Requests
+
+logger = logging.getLogger("paddock_worker")
+
+_current: Optional[Worker] = None
+
+
+def request_recycle(reason: str = "the application asked for it") -> None:
+    """Asks the manager to replace this worker: the replacement is started first, then this one is drained.
+
+    The worker serves on until then. Without a manager nothing happens.
+    """
+    if _current is not None:
+        _current.recycle(reason)
+
+
+class Watchdog:
+    """The serving path's pings. Call :meth:`feed` from there, at least every :attr:`interval` seconds."""
+
+    def __init__(self, notifier: Notifier, period: Optional[float]) -> None:
+        self._notifier = notifier
+        self._next = float("-inf")
+        self.interval: Optional[float] = None if period is None else period / 3
+        """Seconds between pings; None: nobody watches."""
+
+    def wait(self) -> Optional[float]:
+        """Seconds until the next ping is due."""
+        return None if self.interval is None else max(0.0, self._next - time.monotonic())
+
+    def due(self) -> bool:
+        """Whether :meth:`feed` would send now."""
+        return self.interval is not None and time.monotonic() >= self._next
+
+    def feed(self, progress: bool = True) -> None:
+        """Sends a ping if one is due. ``progress`` false withholds it until the next one is due."""
+        if self.interval is None:
+            return
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self.interval
+        if progress:
+            self._notifier.post("WATCHDOG=1")
+
+
+class Pool:
+    """Whether a fixed set of threads gets anywhere: it has a free one, or one came free since the last look."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._ended_before = 0
+
+    def progresses(self, busy: int, ended: int) -> bool:
+        """``busy`` threads work on requests now; ``ended`` requests were ever finished."""
+        moved = ended != self._ended_before
+        self._ended_before = ended
+        return moved or busy < self.size
+
+
+class Worker:
+    """The manager's view of this process."""
+
+    def __init__(self, env: Environment, *, request_timeout: Optional[float] = None) -> None:
+        global _current
+        self.env = env
+        self.notifier = Notifier(env.notify_address)
+        self.watchdog = Watchdog(self.notifier, env.watchdog)
+        self.requests = Requests(env.quota, self._report, self._wake, request_timeout)
+        self.on_hung: Optional[Callable[[Request], None]] = None
+        """Called in the housekeeper's thread for each request found hung, after the manager was asked for a replacement."""
+        self.draining = False
+        self._pulse = Pulse(env.pressure_address) if env.pressure_address else None
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._main_thread = get_ident()
+        self._ended = False
+        self._asked = False
+        for warning in env.warnings:
+            logger.warning("%s", warning)
+        if sys.stderr is not None:
+            # On SIGABRT, which a watchdog sends first, every thread says where it is.
+            faulthandler.enable()
+        _current = self
+        # A native thread whatever gevent does to threading: it must run when the serving thread cannot.
+        start_new_thread(self._keep_house, ())
+
+    # What the server says.
+
+    def ready(self, status: str) -> None:
+        """Connections are answered from now on."""
+        self.watchdog.feed()
+        self.notifier.insist(f"READY=1\nSTATUS={_line(status)}")
+
+    def status(self, text: str) -> None:
+        """One line for people."""
+        self.notifier.post(f"STATUS={_line(text)}")
+
+    def stopping(self) -> None:
+        """The drain began. Repeats are ignored."""
+        if not self.draining:
+            self.draining = True
+            self.notifier.insist(f"STOPPING=1\nSTATUS=draining, {self.requests.in_flight} in flight")
+            self._wake()
+
+    def recycle(self, reason: str) -> None:
+        """Asks for a replacement, once per life."""
+        if not self._asked:
+            self._asked = True
+            logger.warning("asking to be replaced: %s", reason)
+            self.notifier.insist(f"X_PADDOCK_RECYCLE=1\nSTATUS={_line(reason)}")
+            self._wake()
+
+    def finish(self) -> None:
+        """The last words: the final count, and the certainty that the manager has read it."""
+        self._ended = True
+        self._wake()
+        if self.notifier.connected:
+            self.notifier.post(f"X_PADDOCK_REQUESTS={self.requests.total}")
+            self.notifier.retry()
+            self.notifier.barrier(1.0)
+
+    # The housekeeper: a thread that sleeps until there is something to do.
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_writer, b"x")
+        except OSError:
+            # Full: it is awake. Closed: it is gone.
+            pass
+
+    def _report(self, total: int) -> bool:
+        return self.notifier.post(f"X_PADDOCK_REQUESTS={total}")
+
+    def _keep_house(self) -> None:
+        while not self._ended:
+            try:
+                self._housekeeping()
+            except Exception:
+                if self._ended:
+                    return
+                logger.exception("the housekeeper stumbled")
+                time.sleep(1)
+
+    def _housekeeping(self) -> None:
+        waits = [self.requests.flush(), None if self.notifier.retry() else 1.0]
+        hung, look_again = self.requests.look()
+        for request in hung:
+            self._hung(request)
+        waits.append(look_again)
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        pulse_fd = None
+        if self._pulse is not None:
+            if self._pulse.connect():
+                pulse_fd = self._pulse.fileno()
+            if pulse_fd is None:
+                waits.append(Pulse.RETRY)
+            else:
+                poll.register(pulse_fd, select.POLLIN)
+        known = [wait for wait in waits if wait is not None]
+        ready = poll.poll(int(min(known) * 1000) + 1 if known else None)
+        for fd, _ in ready:
+            if fd == self._wake_reader:
+                os.read(self._wake_reader, 4096)
+            elif self._pulse is not None and self._pulse.drain():
+                started = time.monotonic()
+                relieve()
+                logger.info("memory pressure: shed what could be shed in %.3f s", time.monotonic() - started)
+
+    def _hung(self, request: Request) -> None:
+        try:
+            name = request.name()
+        except Exception:
+            name = "a request"
+        lines = [f"{name} has been at it for {self.requests.timeout:g} s without a sign of life; it is here:\n"]
+        coroutine = None if request.task is None else request.task.get_coro()
+        thread = sys._current_frames().get(request.thread)
+        if coroutine is not None and not coroutine.cr_running:
+            lines += _where_it_waits(coroutine)
+        elif thread is not None:
+            lines += traceback.format_stack(thread)
+        logger.warning("%s", "".join(lines).rstrip())
+        self.recycle(f"{name} is hung")
+        if self.on_hung is not None:
+            self.on_hung(request)
+
+
+def _where_it_waits(coroutine: Any) -> list[str]:
+    """The stack of a suspended coroutine, outermost first, as :func:`traceback.format_stack` gives it."""
+    lines: list[str] = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is not None:
+            lines += traceback.format_stack(frame, 1)
+        coroutine = getattr(coroutine, "cr_await", None)
+    return lines
+
+
+def _line(text: str) -> str:
+    """One line of a notify message: a newline in it would start another assignment."""
+    return text.replace("\r", " ").replace("\n", " ")[:200]

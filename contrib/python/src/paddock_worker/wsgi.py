@@ -1,0 +1,323 @@
+"""``wsgi``: a WSGI application on waitress, with threads.
+
+Waitress reads requests and writes responses in one loop and gives a thread only complete requests, so slow clients hold no
+thread. The loop also feeds the watchdog, unless every thread is busy and none came free since the last ping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer, UnixWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+
+from . import apps, cli
+from .environment import Listener, listeners
+from .requests import Request
+from .worker import Pool, Worker
+
+_OWNED = {
+    "host": "set [listen] bind",
+    "port": "set [listen] bind",
+    "listen": "set [listen] bind",
+    "unix_socket": "set [listen] bind",
+    "unix_socket_perms": "set [listen] socket_mode",
+    "sockets": "set [listen] bind",
+    "ipv4": "set [listen] bind",
+    "ipv6": "set [listen] bind",
+    "backlog": "set [listen] backlog",
+    "asyncore_use_poll": "it always uses poll",
+    "asyncore_loop_timeout": "it sleeps until there is something to do",
+}
+
+_PARTIAL_GRACE = 5.0
+"""How long a drain waits, in seconds, for the next byte of a request that has begun to arrive."""
+
+
+class _ErrorTask(ErrorTask):  # type: ignore[misc]
+    def build_response_header(self) -> bytes:
+        if self.channel.server.paddock.worker.draining:
+            self.set_close_on_finish()
+        header: bytes = super().build_response_header()
+        return header
+
+
+class _Task(WSGITask):  # type: ignore[misc]
+    """One request in its thread."""
+
+    def service(self) -> None:
+        channel, server = self.channel, self.channel.server.paddock
+        requests = server.worker.requests
+        request = requests.begin(lambda: f"{self.request.command} {self.request.path}")
+        channel.paddock_request = request
+        try:
+            super().service()
+        finally:
+            channel.paddock_request = None
+            was_full = server.saturated()
+            requests.end(request)
+            if was_full and not channel.connected:
+                # The channel wakes the loop only for a client that is still there, but the loop waits for a free thread.
+                server.wake()
+
+    def build_response_header(self) -> bytes:
+        if self.channel.server.paddock.worker.draining:
+            self.set_close_on_finish()
+        header: bytes = super().build_response_header()
+        return header
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection."""
+
+    task_class = _Task
+    error_task_class = _ErrorTask
+    paddock_request: Optional[Request] = None
+    paddock_seen: tuple[float, float] = (0.0, 0.0)
+
+    def write_soon(self, data: Any) -> int:
+        written: int
+        request = self.paddock_request
+        if request is None:
+            written = super().write_soon(data)
+            return written
+        request.wait_for_client()
+        try:
+            written = super().write_soon(data)
+        finally:
+            request.touch()
+        return written
+
+    def quiet_since(self, drain_began: float) -> Optional[float]:
+        """Since when, by the monotonic clock, nothing has happened here; None while a request is being answered."""
+        if self.requests or self.total_outbufs_len or self.close_when_flushed or self.will_close:
+            return None
+        # Waitress notes activity by the wall clock, which may jump: only that it changed is taken from it.
+        if self.paddock_seen[0] != self.last_activity:
+            first = self.paddock_seen[0] == 0.0
+            self.paddock_seen = (self.last_activity, drain_began if first else time.monotonic())
+        return self.paddock_seen[1]
+
+    def bytes_waiting(self) -> bool:
+        """Whether the client has sent something that was not read yet (its end counts)."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+
+class _Base:
+    """What both kinds of listening socket have in common; waitress's own class follows it in each."""
+
+    channel_class = _Channel
+    paddock: Server
+
+    def accept_connections(self) -> None:
+        # Waitress would call listen() here, but the socket listens already.
+        self.accepting = True
+
+    def set_reuse_addr(self) -> None:
+        """Nothing: the socket is bound already, and its options are its owner's."""
+
+    def readable(self) -> bool:
+        # Without a free thread a new connection is better left to the siblings.
+        ready: bool = super().readable()  # type: ignore[misc]
+        return ready and not self.paddock.saturated()
+
+
+class _Tcp(_Base, TcpWSGIServer):  # type: ignore[misc]
+    pass
+
+
+class _Unix(_Base, UnixWSGIServer):  # type: ignore[misc]
+    pass
+
+
+class Server:
+    """Waitress on inherited sockets, and its loop."""
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        sockets: Sequence[Listener],
+        worker: Worker,
+        adjustments: Adjustments,
+        linger: float,
+    ) -> None:
+        self.worker = worker
+        self.adjustments = adjustments
+        self._linger = linger
+        self._map: dict[int, Any] = {}
+        self._dispatcher = ThreadedTaskDispatcher()
+        self._threads: int = adjustments.threads
+        self._spares = 0
+        self._pool = Pool(self._threads)
+        self._dispatcher.set_thread_count(self._threads)
+        self._drain_wanted = False
+        self._drain_began: Optional[float] = None
+        worker.on_hung = lambda _: self._substitute()
+        self._servers = []
+        for sock in sockets:
+            kind = _Unix if sock.family == socket.AF_UNIX else _Tcp
+            info = (sock.family, sock.type, sock.proto, sock.getsockname())
+            server = kind(
+                application, self._map, True, sock, dispatcher=self._dispatcher, adj=adjustments, bind_socket=False, sockinfo=info
+            )
+            server.paddock = self
+            self._servers.append(server)
+
+    @property
+    def threads(self) -> int:
+        """How many there are, substitutes for hung ones included."""
+        return self._threads + self._spares
+
+    def saturated(self) -> bool:
+        """Whether every thread has a request, counting those that wait for one."""
+        return self.worker.requests.in_flight + len(self._dispatcher.queue) >= self.threads
+
+    def wake(self) -> None:
+        """Makes the loop look around. For any thread, and for signal handlers."""
+        self._servers[0].pull_trigger()
+
+    def drain(self) -> None:
+        """Asks for the drain. For signal handlers."""
+        self._drain_wanted = True
+        self.wake()
+
+    def run(self) -> None:
+        """Serves until drained."""
+        while True:
+            wasyncore.poll2(self._wait(), self._map)
+            if self.worker.watchdog.due():
+                requests = self.worker.requests
+                self.worker.watchdog.feed(self._pool.progresses(requests.in_flight, requests.total))
+            if self._drain_wanted and self._drain_began is None:
+                self._begin_drain()
+            if self._drain_began is not None and self._drained(self._drain_began):
+                break
+        self._dispatcher.shutdown()
+
+    def _substitute(self) -> None:
+        # The queue behind a hung thread shall be answered while the replacement starts; one extra for each, up to twice the pool.
+        if self._spares < self._threads:
+            self._spares += 1
+            self._pool.size = self.threads
+            self._dispatcher.set_thread_count(self.threads)
+            self.wake()
+
+    def _channels(self) -> list[_Channel]:
+        return [found for found in self._map.values() if isinstance(found, _Channel)]
+
+    def _wait(self) -> Optional[float]:
+        waits = []
+        ping = self.worker.watchdog.wait()
+        if ping is not None:
+            waits.append(ping)
+        if self._drain_began is not None:
+            waits.append(self._next_goodbye(self._drain_began))
+        elif len(self._map) > 2 * len(self._servers):
+            # Connections: waitress looks for overdue ones when it passes by.
+            waits.append(1.0)
+        # poll2 counts in whole milliseconds and would spin through the last one.
+        return min(waits) + 0.001 if waits else None
+
+    def _begin_drain(self) -> None:
+        self._drain_began = time.monotonic()
+        self.worker.stopping()
+        for server in self._servers:
+            # The trigger stays: finished threads wake the loop through it.
+            server.accepting = False
+            server.del_channel()
+            server.socket.close()
+
+    def _patience(self, channel: _Channel) -> float:
+        return self._linger if channel.request is None else max(self._linger, _PARTIAL_GRACE)
+
+    def _next_goodbye(self, began: float) -> float:
+        now = time.monotonic()
+        wait = 1.0
+        for channel in self._channels():
+            quiet = channel.quiet_since(began)
+            if quiet is not None:
+                wait = min(wait, quiet + self._patience(channel) - now)
+        return max(0.0, wait)
+
+    def _drained(self, began: float) -> bool:
+        now = time.monotonic()
+        for channel in self._channels():
+            quiet = channel.quiet_since(began)
+            if quiet is not None and now - quiet >= self._patience(channel) and not channel.bytes_waiting():
+                channel.handle_close()
+        return not self._channels() and not self.worker.requests.in_flight and not self._dispatcher.queue
+
+
+def _server_options(argv: Sequence[str], *, only_help: bool = False) -> tuple[str, dict[str, Any]]:
+    """Waitress's own options, all of them, as ``--name VALUE`` or ``--[no-]name``."""
+    parser = argparse.ArgumentParser(prog="python -m paddock_worker wsgi", add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("waitress (see its documentation of arguments)")
+    booleans = {name for name, cast in Adjustments._params if cast.__name__ == "asbool"}
+    for name, _ in Adjustments._params:
+        if name in _OWNED and only_help:
+            continue
+        flag = name.replace("_", "-")
+        if name in booleans:
+            group.add_argument(f"--{flag}", dest=name, action="store_const", const="true", default=argparse.SUPPRESS)
+            group.add_argument(f"--no-{flag}", dest=name, action="store_const", const="false", default=argparse.SUPPRESS)
+        else:
+            group.add_argument(f"--{flag}", dest=name, metavar="VALUE", default=argparse.SUPPRESS)
+    if only_help:
+        print("\n" + parser.format_help().split("\n\n", 1)[1])
+        return "", {}
+    parser.add_argument("target", metavar="module:app")
+    given = vars(parser.parse_args(list(argv)))
+    target: str = given.pop("target")
+    for name in given:
+        if name in _OWNED:
+            raise cli.owned_by_paddock("--" + name.replace("_", "-"), _OWNED[name])
+    return target, given
+
+
+def run(argv: Sequence[str]) -> int:
+    """The ``wsgi`` command. Returns its exit code."""
+    options, rest, help_wanted = cli.split("wsgi", argv)
+    if help_wanted:
+        _server_options((), only_help=True)
+        return 0
+    target, given = _server_options(rest)
+    try:
+        adjustments = Adjustments(**given)
+    except ValueError as problem:
+        raise cli.UsageProblem(str(problem)) from None
+    env = cli.prepare(options)
+    sockets = listeners(env, options.sockets)
+    worker = Worker(env, request_timeout=options.request_timeout)
+    application = apps.load(target, factory=options.factory)
+    # After the import, so that an application's own set-up of logging wins, as in waitress.serve().
+    logging.basicConfig()
+    server = Server(application, sockets, worker, adjustments, options.drain_linger)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.drain())
+    worker.ready(f"waitress {_version()}, {adjustments.threads} threads")
+    server.run()
+    worker.finish()
+    sys.stdout.flush()
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("waitress")
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,3 @@
+"""An application whose import fails."""
+
+app = application = 1 / 0

@@ -1,0 +1,5 @@
+"""What a WSGI server imports."""
+
+from shop import app as application
+
+__all__ = ["application"]
