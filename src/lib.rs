@@ -9,6 +9,7 @@
 //!   hearing it), `systemd` (activation, notification, journal), `control` (the socket of `paddock status`);
 //! * `cli` and `command` are the command line; `sys` holds every raw system call.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod isolation;
