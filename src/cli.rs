@@ -30,12 +30,7 @@ pub struct Cli {
     /// Where the app's lock, control socket and state are, instead of the usual place.
     ///
     /// Otherwise $RUNTIME_DIRECTORY, else /run/paddock/APP for root and $XDG_RUNTIME_DIR/paddock/APP for others.
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub runtime_directory: Option<PathBuf>,
 
     /// What to do.
@@ -225,8 +220,7 @@ pub enum Shell {
 }
 
 fn parse_signal(text: &str) -> Result<Signal, String> {
-    signal::parse(text)
-        .ok_or_else(|| "no such signal; a name such as USR1, or a number from 1 to 64".to_owned())
+    signal::parse(text).ok_or_else(|| "no such signal; a name such as USR1, or a number from 1 to 64".to_owned())
 }
 
 /// A configuration: a file, a flag for each key, a command.
@@ -329,18 +323,9 @@ fn arguments(key: Key) -> Vec<Arg> {
                 .value_hint(clap::ValueHint::CommandWithArguments)
                 .allow_hyphen_values(true),
         ],
-        Shape::One => vec![
-            named(argument, spec)
-                .action(ArgAction::Set)
-                .overrides_with(id(key)),
-        ],
+        Shape::One => vec![named(argument, spec).action(ArgAction::Set).overrides_with(id(key))],
         Shape::Many => vec![delimited(named(argument, spec), key).action(ArgAction::Append)],
-        Shape::Map => vec![
-            named(argument, spec)
-                .action(ArgAction::Append)
-                .short('e')
-                .visible_alias("env"),
-        ],
+        Shape::Map => vec![named(argument, spec).action(ArgAction::Append).short('e').visible_alias("env")],
         Shape::Switch => {
             let positive = named(argument, spec)
                 .num_args(0..=1)
@@ -364,29 +349,19 @@ fn arguments(key: Key) -> Vec<Arg> {
 fn named(argument: Arg, spec: &'static Spec) -> Arg {
     let argument = argument.long(spec.flag);
     match spec.table {
-        "timeouts" | "limits" => {
-            argument.alias(format!("{}-{}", spec.table, spec.name.replace('_', "-")))
-        }
+        "timeouts" | "limits" => argument.alias(format!("{}-{}", spec.table, spec.name.replace('_', "-"))),
         _ => argument,
     }
 }
 
 /// Names have no comma, so they may be given as `--names http,admin`.
 fn delimited(argument: Arg, key: Key) -> Arg {
-    if key == Key::Names {
-        argument.value_delimiter(',')
-    } else {
-        argument
-    }
+    if key == Key::Names { argument.value_delimiter(',') } else { argument }
 }
 
 /// A line, with the default.
 fn summary(key: Key) -> String {
-    format!(
-        "{}{}",
-        key.summary().trim_end_matches('.'),
-        default_note(key)
-    )
+    format!("{}{}", key.summary().trim_end_matches('.'), default_note(key))
 }
 
 /// Everything, with the default.

@@ -80,15 +80,8 @@ fn readiness(rules: &mut Rules<'_>, config: &Config) {
             render_time(times.settle),
             render_time(times.start),
         );
-        let key = if rules.is_given(Key::TimeoutSettle) {
-            Key::TimeoutSettle
-        } else {
-            Key::TimeoutStart
-        };
-        rules.report(
-            key,
-            Problem::new(message).remedy("make timeouts.settle shorter than timeouts.start"),
-        );
+        let key = if rules.is_given(Key::TimeoutSettle) { Key::TimeoutSettle } else { Key::TimeoutStart };
+        rules.report(key, Problem::new(message).remedy("make timeouts.settle shorter than timeouts.start"));
     }
 }
 
@@ -101,15 +94,8 @@ fn backoff(rules: &mut Rules<'_>, config: &Config) {
             render_time(restart.backoff),
             render_time(restart.backoff_max),
         );
-        let key = if rules.is_given(Key::Backoff) {
-            Key::Backoff
-        } else {
-            Key::BackoffMax
-        };
-        rules.report(
-            key,
-            Problem::new(message).remedy("raise backoff_max to at least backoff"),
-        );
+        let key = if rules.is_given(Key::Backoff) { Key::Backoff } else { Key::BackoffMax };
+        rules.report(key, Problem::new(message).remedy("raise backoff_max to at least backoff"));
     }
 }
 
@@ -125,11 +111,7 @@ fn soft_limit(rules: &mut Rules<'_>, config: &Config) {
                 .remedy("leave room for the requests in flight, such as \"80%\"")
         }
         (Size::Bytes(soft), Some(Size::Bytes(max))) if soft >= max => {
-            let message = format!(
-                "{} is not below max ({})",
-                render_size(soft),
-                render_size(max)
-            );
+            let message = format!("{} is not below max ({})", render_size(soft), render_size(max));
             Problem::new(message).remedy("leave room for the requests in flight, such as \"80%\"")
         }
         _ => return,
@@ -152,9 +134,7 @@ fn budget(rules: &mut Rules<'_>, config: &Config) {
     // In tenths of what the unit is, so that bytes and shares go the same way.
     let (needed, there) = match (config.memory.max, config.memory.budget) {
         (Some(Size::Bytes(max)), Some(Size::Bytes(budget))) => (max.saturating_mul(lives), budget),
-        (Some(Size::Percent(max)), Some(Size::Percent(budget))) => {
-            (u64::from(max) * lives, u64::from(budget))
-        }
+        (Some(Size::Percent(max)), Some(Size::Percent(budget))) => (u64::from(max) * lives, u64::from(budget)),
         (Some(Size::Infinity), Some(Size::Bytes(_) | Size::Percent(_))) => {
             let problem = Problem::new("infinite, but there is a budget to fit in");
             let remedy = "remove one of the two; without max, max = budget / (workers + surge)";
@@ -167,19 +147,13 @@ fn budget(rules: &mut Rules<'_>, config: &Config) {
         return;
     }
     let spell = |amount: u64| match config.memory.max {
-        Some(Size::Percent(_)) => {
-            super::units::render_permyriad(u32::try_from(amount).unwrap_or(u32::MAX))
-        }
+        Some(Size::Percent(_)) => super::units::render_permyriad(u32::try_from(amount).unwrap_or(u32::MAX)),
         _ => render_size(amount),
     };
     let (message, remedy) = over_budget(workers, surge, &spell(needed), &spell(there));
-    let diagnostic = Diagnostic::text(
-        rules.origin(Key::MemoryBudget),
-        Key::MemoryBudget.path(),
-        message,
-    )
-    .remedy(remedy)
-    .context(&rules.origin(Key::MemoryMax), "max of each");
+    let diagnostic = Diagnostic::text(rules.origin(Key::MemoryBudget), Key::MemoryBudget.path(), message)
+        .remedy(remedy)
+        .context(&rules.origin(Key::MemoryMax), "max of each");
     rules.bad.insert(Key::MemoryBudget);
     rules.found.push(diagnostic);
 }
@@ -189,15 +163,8 @@ pub(super) fn over_budget(workers: u32, surge: u32, needed: &str, there: &str) -
     let message = format!(
         "{workers} workers and {surge} overlapping replacements may hold {needed} together, the budget is {there}"
     );
-    let without = if surge > 0 {
-        ", or surge = 0 (stop first)"
-    } else {
-        ""
-    };
-    (
-        message,
-        format!("fewer workers, a smaller memory.max, a larger memory.budget{without}"),
-    )
+    let without = if surge > 0 { ", or surge = 0 (stop first)" } else { "" };
+    (message, format!("fewer workers, a smaller memory.max, a larger memory.budget{without}"))
 }
 
 /// Nobody but root can become somebody else.
@@ -209,19 +176,13 @@ fn accounts(rules: &mut Rules<'_>, config: &Config, runner: &Runner) {
     if runner.uid == 0 {
         return;
     }
-    let is =
-        |given: &str, id: u32, name: Option<&str>| Some(given) == name || given.parse() == Ok(id);
+    let is = |given: &str, id: u32, name: Option<&str>| Some(given) == name || given.parse() == Ok(id);
     let own_user = runner.user.as_deref();
     let own_group = runner.group.as_deref();
     let pairs = [
         (Key::User, config.user.as_deref(), runner.uid, own_user),
         (Key::Group, config.group.as_deref(), runner.gid, own_group),
-        (
-            Key::SocketUser,
-            config.listen.socket_user.as_deref(),
-            runner.uid,
-            own_user,
-        ),
+        (Key::SocketUser, config.listen.socket_user.as_deref(), runner.uid, own_user),
     ];
     for (key, given, id, own) in pairs {
         let Some(given) = given else { continue };
@@ -229,11 +190,7 @@ fn accounts(rules: &mut Rules<'_>, config: &Config, runner: &Runner) {
             continue;
         }
         let own = own.map_or_else(|| id.to_string(), str::to_owned);
-        let message =
-            format!("only a manager that is root can take {given:?}; this one is {own:?}");
-        rules.report(
-            key,
-            Problem::new(message).remedy("remove it, or start the manager as root"),
-        );
+        let message = format!("only a manager that is root can take {given:?}; this one is {own:?}");
+        rules.report(key, Problem::new(message).remedy("remove it, or start the manager as root"));
     }
 }

@@ -68,22 +68,12 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A fault in the text.
     pub fn text(origin: Origin, key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            fault: Fault::Text,
-            origin,
-            key: key.into(),
-            message: message.into(),
-            remedy: None,
-            context: Vec::new(),
-        }
+        Self { fault: Fault::Text, origin, key: key.into(), message: message.into(), remedy: None, context: Vec::new() }
     }
 
     /// A fault of the machine.
     pub fn machine(origin: Origin, key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            fault: Fault::Machine,
-            ..Self::text(origin, key, message)
-        }
+        Self { fault: Fault::Machine, ..Self::text(origin, key, message) }
     }
 
     /// The same, with what to do.
@@ -142,15 +132,7 @@ impl Diagnostics {
 
     /// 2 if any text is wrong, else 1.
     pub fn exit_code(&self) -> u8 {
-        if self
-            .list
-            .iter()
-            .any(|diagnostic| diagnostic.fault == Fault::Text)
-        {
-            2
-        } else {
-            1
-        }
+        if self.list.iter().any(|diagnostic| diagnostic.fault == Fault::Text) { 2 } else { 1 }
     }
 
     /// For a terminal: each with its line of the file and a caret below, as errors.
@@ -164,25 +146,13 @@ impl Diagnostics {
     }
 
     fn render(&self, level: &Level<'static>, colour: bool) -> String {
-        let renderer = if colour {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
-        let reports: Vec<String> = self
-            .list
-            .iter()
-            .map(|diagnostic| self.render_one(diagnostic, level.clone(), &renderer))
-            .collect();
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let reports: Vec<String> =
+            self.list.iter().map(|diagnostic| self.render_one(diagnostic, level.clone(), &renderer)).collect();
         reports.join("\n\n")
     }
 
-    fn render_one(
-        &self,
-        diagnostic: &Diagnostic,
-        level: Level<'static>,
-        renderer: &Renderer,
-    ) -> String {
+    fn render_one(&self, diagnostic: &Diagnostic, level: Level<'static>, renderer: &Renderer) -> String {
         let title = visible(&diagnostic.title());
         let remedy = diagnostic.remedy.as_deref().map(visible);
         let mut group = match (&diagnostic.origin, &self.source) {
@@ -197,11 +167,8 @@ impl Diagnostics {
                 .path(visible(&source.path))
                 .annotation(AnnotationKind::Primary.span(clamp(span, &source.text)));
             for (span, label) in &diagnostic.context {
-                snippet = snippet.annotation(
-                    AnnotationKind::Context
-                        .span(clamp(span, &source.text))
-                        .label(visible(label)),
-                );
+                snippet =
+                    snippet.annotation(AnnotationKind::Context.span(clamp(span, &source.text)).label(visible(label)));
             }
             group = group.element(snippet);
         }
@@ -242,11 +209,7 @@ impl std::error::Error for Diagnostics {}
 
 /// The span within the text, on character boundaries, or the text's end.
 fn clamp(span: &Range<usize>, text: &str) -> Range<usize> {
-    if text.get(span.clone()).is_some() {
-        span.clone()
-    } else {
-        text.len()..text.len()
-    }
+    if text.get(span.clone()).is_some() { span.clone() } else { text.len()..text.len() }
 }
 
 /// Without control characters, which could play tricks on a terminal.

@@ -212,11 +212,7 @@ impl Key {
     /// `memory.max`: as documentation and error messages write it.
     pub fn path(self) -> String {
         let spec = self.spec();
-        if spec.table.is_empty() {
-            spec.name.to_owned()
-        } else {
-            format!("{}.{}", spec.table, spec.name)
-        }
+        if spec.table.is_empty() { spec.name.to_owned() } else { format!("{}.{}", spec.table, spec.name) }
     }
 
     /// The key of this name in this table.

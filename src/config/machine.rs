@@ -40,15 +40,9 @@ impl Machine {
 
     /// What percentages of memory are of.
     pub fn memory(&self) -> Whole {
-        let total = Whole {
-            bytes: self.mem_total.unwrap_or(u64::MAX),
-            what: "the machine's memory",
-        };
+        let total = Whole { bytes: self.mem_total.unwrap_or(u64::MAX), what: "the machine's memory" };
         match self.memory_limit {
-            Some(bytes) if bytes < total.bytes => Whole {
-                bytes,
-                what: "the memory limit above the workers",
-            },
+            Some(bytes) if bytes < total.bytes => Whole { bytes, what: "the memory limit above the workers" },
             _ => total,
         }
     }
@@ -63,15 +57,11 @@ fn memory_limit(root: &Path, above: Option<&str>) -> Option<u64> {
     let own = read(&root.join("proc/self/cgroup"))?;
     let mounts = read(&root.join("proc/self/mountinfo"))?;
     let unified = own_group(&own, None).and_then(|own| {
-        let mount = mounts
-            .lines()
-            .find_map(|line| Mount::parse(line).filter(|m| m.kind == "cgroup2"))?;
+        let mount = mounts.lines().find_map(|line| Mount::parse(line).filter(|m| m.kind == "cgroup2"))?;
         mount.smallest(root, above.unwrap_or(own), "memory.max")
     });
     let legacy = own_group(&own, Some("memory")).and_then(|own| {
-        let mount = mounts
-            .lines()
-            .find_map(|line| Mount::parse(line).filter(Mount::is_legacy_memory))?;
+        let mount = mounts.lines().find_map(|line| Mount::parse(line).filter(Mount::is_legacy_memory))?;
         mount.smallest(root, above.unwrap_or(own), "memory.limit_in_bytes")
     });
     unified.into_iter().chain(legacy).min()
@@ -118,11 +108,7 @@ impl Mount {
     }
 
     fn is_legacy_memory(&self) -> bool {
-        self.kind == "cgroup"
-            && self
-                .super_options
-                .split(',')
-                .any(|option| option == "memory")
+        self.kind == "cgroup" && self.super_options.split(',').any(|option| option == "memory")
     }
 
     /// The smallest limit from a group up to the top of what is mounted.
@@ -130,16 +116,10 @@ impl Mount {
         let group = Path::new(group);
         let below = group.strip_prefix(&self.top).unwrap_or(Path::new(""));
         // A group outside of our cgroup namespace shows as `/../…`, and is nowhere in what is mounted.
-        let inside = below
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
+        let inside = below.components().all(|part| matches!(part, Component::Normal(_)));
         let below = if inside { below } else { Path::new("") };
         let mount = root.join(self.point.strip_prefix("/").unwrap_or(&self.point));
-        below
-            .ancestors()
-            .filter_map(|part| read(&mount.join(part).join(file)))
-            .filter_map(|text| limit(&text))
-            .min()
+        below.ancestors().filter_map(|part| read(&mount.join(part).join(file))).filter_map(|text| limit(&text)).min()
     }
 }
 
@@ -154,9 +134,7 @@ fn limit(text: &str) -> Option<u64> {
 
 /// `MemTotal` in bytes; the file's kB are 1024 bytes.
 fn mem_total(text: &str) -> Option<u64> {
-    let rest = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let rest = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024).filter(|bytes| *bytes > 0)
 }
@@ -164,12 +142,7 @@ fn mem_total(text: &str) -> Option<u64> {
 /// The file writes space, tab, newline and backslash in octal.
 fn unescape(field: &str) -> PathBuf {
     let mut plain = field.to_owned();
-    for (escaped, character) in [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ] {
+    for (escaped, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
         plain = plain.replace(escaped, character);
     }
     PathBuf::from(plain)
@@ -180,16 +153,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const UNIFIED: &str =
-        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const UNIFIED: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
     /// A tree of files below a temporary directory of its own.
     struct Tree(PathBuf);
 
     impl Tree {
         fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let top =
-                std::env::temp_dir().join(format!("paddock-machine-{name}-{}", std::process::id()));
+            let top = std::env::temp_dir().join(format!("paddock-machine-{name}-{}", std::process::id()));
             for (path, text) in files {
                 let path = top.join(path);
                 fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -213,18 +184,12 @@ mod tests {
                 ("proc/self/cgroup", "0::/system.slice/shop.service\n"),
                 ("proc/self/mountinfo", UNIFIED),
                 ("sys/fs/cgroup/system.slice/memory.max", "1073741824\n"),
-                (
-                    "sys/fs/cgroup/system.slice/shop.service/memory.max",
-                    "max\n",
-                ),
+                ("sys/fs/cgroup/system.slice/shop.service/memory.max", "max\n"),
                 ("sys/fs/cgroup/small.slice/memory.max", "4194304\n"),
             ],
         );
         assert_eq!(memory_limit(&tree.0, None), Some(1 << 30));
-        assert_eq!(
-            memory_limit(&tree.0, Some("/small.slice/new.slice")),
-            Some(4 << 20)
-        );
+        assert_eq!(memory_limit(&tree.0, Some("/small.slice/new.slice")), Some(4 << 20));
         assert_eq!(memory_limit(&tree.0, Some("/other.slice")), None);
     }
 
@@ -233,19 +198,10 @@ mod tests {
         let tree = Tree::new(
             "legacy",
             &[
-                (
-                    "proc/self/cgroup",
-                    "5:cpu,cpuacct:/x\n4:memory:/docker/abc/app\n0::/\n",
-                ),
-                (
-                    "proc/self/mountinfo",
-                    "31 23 0:27 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
-                ),
+                ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/docker/abc/app\n0::/\n"),
+                ("proc/self/mountinfo", "31 23 0:27 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"),
                 ("sys/fs/cgroup/memory/memory.limit_in_bytes", "2147483648\n"),
-                (
-                    "sys/fs/cgroup/memory/app/memory.limit_in_bytes",
-                    "9223372036854771712\n",
-                ),
+                ("sys/fs/cgroup/memory/app/memory.limit_in_bytes", "9223372036854771712\n"),
             ],
         );
         assert_eq!(memory_limit(&tree.0, None), Some(2 << 30));
@@ -267,11 +223,7 @@ mod tests {
 
     #[test]
     fn memory_is_the_smaller_of_machine_and_limit() {
-        let machine = |mem_total, memory_limit| Machine {
-            cpus: 1,
-            mem_total,
-            memory_limit,
-        };
+        let machine = |mem_total, memory_limit| Machine { cpus: 1, mem_total, memory_limit };
         assert_eq!(machine(Some(8), Some(4)).memory().bytes, 4);
         assert_eq!(machine(Some(8), Some(9)).memory().bytes, 8);
         assert_eq!(machine(Some(8), None).memory().what, "the machine's memory");
@@ -288,18 +240,10 @@ mod tests {
 
     #[test]
     fn total_memory_is_in_bytes() {
-        assert_eq!(
-            mem_total("MemFree: 1 kB\nMemTotal:    2048 kB\n"),
-            Some(2 << 20)
-        );
-        for text in [
-            "",
-            "MemTotal:",
-            "MemTotal: x kB",
-            "MemTotal: 5",
-            "MemTotal: 0 kB",
-            "MemTotal: 18446744073709551615 kB",
-        ] {
+        assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:    2048 kB\n"), Some(2 << 20));
+        for text in
+            ["", "MemTotal:", "MemTotal: x kB", "MemTotal: 5", "MemTotal: 0 kB", "MemTotal: 18446744073709551615 kB"]
+        {
             assert_eq!(mem_total(text), None, "{text:?}");
         }
     }

@@ -92,26 +92,13 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
         (Origin::Whole | Origin::Default, _) => !broken.is_empty(),
         _ => false,
     };
-    found.extend(
-        rules
-            .found
-            .into_iter()
-            .filter(|diagnostic| !follows_from_broken_line(diagnostic)),
-    );
+    found.extend(rules.found.into_iter().filter(|diagnostic| !follows_from_broken_line(diagnostic)));
     if !found.is_empty() {
         return Err(Diagnostics::new(source, found));
     }
     let warnings = combine::warnings(&config, &invocation.runner);
-    let origins = values
-        .into_iter()
-        .map(|(key, node)| (key, node.origin))
-        .collect();
-    Ok(Loaded {
-        config,
-        warnings: Diagnostics::new(source.clone(), warnings),
-        source,
-        origins,
-    })
+    let origins = values.into_iter().map(|(key, node)| (key, node.origin)).collect();
+    Ok(Loaded { config, warnings: Diagnostics::new(source.clone(), warnings), source, origins })
 }
 
 /// Lines that are not TOML: whatever else seems wrong there is not worth telling.

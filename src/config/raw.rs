@@ -113,11 +113,8 @@ fn in_order(table: &DeTable<'_>) -> Vec<Entry> {
     let mut entries: Vec<(usize, Entry)> = table
         .iter()
         .map(|(name, value)| {
-            let entry = Entry {
-                name: name.get_ref().to_string(),
-                origin: Origin::File(name.span()),
-                node: node(value),
-            };
+            let entry =
+                Entry { name: name.get_ref().to_string(), origin: Origin::File(name.span()), node: node(value) };
             (name.span().start, entry)
         })
         .collect();
@@ -135,10 +132,7 @@ fn node(spanned: &Spanned<DeValue<'_>>) -> Node {
         DeValue::Array(array) => Value::List(array.iter().map(node).collect()),
         DeValue::Table(table) => Value::Table(in_order(table)),
     };
-    Node {
-        value,
-        origin: Origin::File(spanned.span()),
-    }
+    Node { value, origin: Origin::File(spanned.span()) }
 }
 
 /// A key that does not exist, with the one that was probably meant.
@@ -147,11 +141,7 @@ fn unknown(table: &str, entry: &Entry) -> Diagnostic {
         (Value::Table(_), "") => "unknown table",
         _ => "unknown key",
     };
-    let path = if table.is_empty() {
-        entry.name.clone()
-    } else {
-        format!("{table}.{}", entry.name)
-    };
+    let path = if table.is_empty() { entry.name.clone() } else { format!("{table}.{}", entry.name) };
     let diagnostic = Diagnostic::text(entry.origin.clone(), path, what);
     match suggestion(table, &entry.name) {
         Some(remedy) => diagnostic.remedy(remedy),
@@ -173,13 +163,8 @@ fn suggestion(table: &str, name: &str) -> Option<String> {
         let likeness = strsim::jaro_winkler(&plain, candidate);
         (likeness > 0.8).then_some(likeness)
     };
-    let here = Key::ALL
-        .iter()
-        .filter(|key| key.spec().table == table)
-        .map(|key| key.spec().name);
-    let tables = Key::tables()
-        .into_iter()
-        .filter(|other| table.is_empty() && !other.is_empty());
+    let here = Key::ALL.iter().filter(|key| key.spec().table == table).map(|key| key.spec().name);
+    let tables = Key::tables().into_iter().filter(|other| table.is_empty() && !other.is_empty());
     let best = here
         .chain(tables)
         .filter_map(|candidate| near(candidate).map(|likeness| (likeness, candidate)))
@@ -201,10 +186,7 @@ fn place(table: &str, key: Key) -> String {
     if spec.table == table {
         format!("did you mean `{}`?", spec.name)
     } else if spec.table.is_empty() {
-        format!(
-            "`{}` belongs at the top, above the first [table]",
-            spec.name
-        )
+        format!("`{}` belongs at the top, above the first [table]", spec.name)
     } else {
         format!("did you mean `{}` in [{}]?", spec.name, spec.table)
     }
@@ -214,10 +196,7 @@ fn place(table: &str, key: Key) -> String {
 pub(super) fn lay_over(values: &mut Values, flags: &Flags, found: &mut Vec<Diagnostic>) {
     for (key, texts) in flags {
         let origin = flag_origin(*key);
-        let text_node = |text: &String| Node {
-            value: Value::Text(text.clone()),
-            origin: origin.clone(),
-        };
+        let text_node = |text: &String| Node { value: Value::Text(text.clone()), origin: origin.clone() };
         let value = match key.spec().shape {
             Shape::One | Shape::Switch => match texts.last() {
                 Some(text) => Value::Text(text.clone()),
@@ -238,25 +217,14 @@ pub(super) fn lay_over(values: &mut Values, flags: &Flags, found: &mut Vec<Diagn
 pub(super) fn flag_origin(key: Key) -> Origin {
     match key.spec().shape {
         Shape::Command => Origin::Flag("command after --".to_owned()),
-        Shape::One | Shape::Switch | Shape::Many | Shape::Map => {
-            Origin::Flag(format!("--{}", key.spec().flag))
-        }
+        Shape::One | Shape::Switch | Shape::Many | Shape::Map => Origin::Flag(format!("--{}", key.spec().flag)),
     }
 }
 
 /// `NAME=VALUE` texts over the members of the file's table.
-fn lay_members(
-    below: Option<Node>,
-    texts: &[String],
-    origin: &Origin,
-    key: Key,
-    found: &mut Vec<Diagnostic>,
-) -> Value {
+fn lay_members(below: Option<Node>, texts: &[String], origin: &Origin, key: Key, found: &mut Vec<Diagnostic>) -> Value {
     let mut members = match below {
-        Some(Node {
-            value: Value::Table(members),
-            ..
-        }) => members,
+        Some(Node { value: Value::Table(members), .. }) => members,
         Some(other) => {
             // What is wrong with the file must not be hidden by a flag.
             let message = format!("{} where a table is expected", other.value.kind());
@@ -276,10 +244,7 @@ fn lay_members(
         members.push(Entry {
             name: name.to_owned(),
             origin: origin.clone(),
-            node: Node {
-                value: Value::Text(value.to_owned()),
-                origin: origin.clone(),
-            },
+            node: Node { value: Value::Text(value.to_owned()), origin: origin.clone() },
         });
     }
     Value::Table(members)
@@ -288,10 +253,7 @@ fn lay_members(
 /// The default's text as a value, if the key has one.
 pub(super) fn default_node(key: Key) -> Option<Node> {
     match key.spec().default {
-        Fallback::Value(text) => Some(Node {
-            value: Value::Text(text.to_owned()),
-            origin: Origin::Default,
-        }),
+        Fallback::Value(text) => Some(Node { value: Value::Text(text.to_owned()), origin: Origin::Default }),
         Fallback::Unset(_) | Fallback::Derived(_) => None,
     }
 }

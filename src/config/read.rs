@@ -12,10 +12,7 @@ pub(super) const LONGEST: u64 = 1 << 20;
 
 /// A file's text. The path is opened once, and what is checked is what is read.
 pub(super) fn read(path: &Path, uid: u32) -> Result<Source, Box<(Source, Diagnostic)>> {
-    let empty = || Source {
-        path: path.display().to_string(),
-        text: String::new(),
-    };
+    let empty = || Source { path: path.display().to_string(), text: String::new() };
     match read_bytes(path, uid) {
         Err(diagnostic) => Err(Box::new((empty(), *diagnostic))),
         Ok(bytes) => match String::from_utf8(bytes) {
@@ -24,8 +21,8 @@ pub(super) fn read(path: &Path, uid: u32) -> Result<Source, Box<(Source, Diagnos
                 let good = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
                 let span = good..good + '\u{fffd}'.len_utf8();
-                let diagnostic = Diagnostic::text(Origin::File(span), "", "not UTF-8 here")
-                    .remedy("save the file as UTF-8");
+                let diagnostic =
+                    Diagnostic::text(Origin::File(span), "", "not UTF-8 here").remedy("save the file as UTF-8");
                 Err(Box::new((Source { text, ..empty() }, diagnostic)))
             }
         },
@@ -79,9 +76,7 @@ fn trust(path: &Path, metadata: &Metadata) -> Result<(), Box<Diagnostic>> {
     let is_sticky = above.mode() & 0o1000 != 0;
     match foreign_writers(&above) {
         Some(who) if !is_sticky => refuse(
-            format!(
-                "{who} can replace it, for they can write its directory, and the manager is root"
-            ),
+            format!("{who} can replace it, for they can write its directory, and the manager is root"),
             format!("chmod go-w {}", directory.display()),
         ),
         _ => Ok(()),

@@ -31,9 +31,7 @@ pub struct Resolved {
 /// Turn percentages into bytes and `auto` into a number of workers.
 pub fn resolve(loaded: &Loaded, machine: &Machine) -> Result<Resolved, Diagnostics> {
     let resolver = Resolver { loaded, machine };
-    resolver.resolve().map_err(|diagnostic| {
-        Diagnostics::new(loaded.source.as_ref().map(Arc::clone), vec![*diagnostic])
-    })
+    resolver.resolve().map_err(|diagnostic| Diagnostics::new(loaded.source.as_ref().map(Arc::clone), vec![*diagnostic]))
 }
 
 /// What of a whole.
@@ -124,29 +122,19 @@ impl Resolver<'_> {
         };
         let lives = u64::from(workers) + u64::from(surge);
         let max = match (given_max, budget) {
-            (None, Some(budget)) if config.memory.max.is_none() => {
-                Some(self.share_of_budget(budget, lives)?)
-            }
+            (None, Some(budget)) if config.memory.max.is_none() => Some(self.share_of_budget(budget, lives)?),
             (max, _) => max,
         };
         if let (Some(max), Some(budget)) = (max, budget) {
             let needed = max.saturating_mul(lives);
             if needed > budget {
-                let (needed, there) = (
-                    render_size(needed),
-                    self.spell(config.memory.budget, budget),
-                );
+                let (needed, there) = (render_size(needed), self.spell(config.memory.budget, budget));
                 let (message, remedy) = over_budget(workers, surge, &needed, &there);
                 let fault = self.fault(Key::MemoryBudget, message).remedy(remedy);
                 return Err(Box::new(fault));
             }
         }
-        Ok(Amounts {
-            workers,
-            max,
-            budget,
-            recycle_at: self.soft_limit(max)?,
-        })
+        Ok(Amounts { workers, max, budget, recycle_at: self.soft_limit(max)? })
     }
 
     /// Each worker's part, in whole pages.
@@ -156,12 +144,9 @@ impl Resolver<'_> {
             return Ok(max);
         }
         let there = self.spell(self.loaded.config.memory.budget, budget);
-        let message =
-            format!("{there} for {lives} workers and replacements: no program starts in that");
+        let message = format!("{there} for {lives} workers and replacements: no program starts in that");
         let remedy = "fewer workers, or a larger memory.budget";
-        Err(Box::new(
-            self.fault(Key::MemoryBudget, message).remedy(remedy),
-        ))
+        Err(Box::new(self.fault(Key::MemoryBudget, message).remedy(remedy)))
     }
 
     fn soft_limit(&self, max: Option<u64>) -> Result<Option<u64>, Box<Diagnostic>> {
@@ -172,15 +157,9 @@ impl Resolver<'_> {
         };
         match max {
             Some(max) if soft >= max => {
-                let message = format!(
-                    "{} is not below max ({})",
-                    render_size(soft),
-                    render_size(max)
-                );
+                let message = format!("{} is not below max ({})", render_size(soft), render_size(max));
                 let remedy = "leave room for the requests in flight, such as \"80%\"";
-                Err(Box::new(
-                    self.fault(Key::MemoryRecycleAt, message).remedy(remedy),
-                ))
+                Err(Box::new(self.fault(Key::MemoryRecycleAt, message).remedy(remedy)))
             }
             _ => Ok(Some(soft)),
         }

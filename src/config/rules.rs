@@ -1,8 +1,5 @@
 //! From given values to a [`Config`]: every key by its own rule, then what keys say about each other.
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whatever is not refused passes"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "whatever is not refused passes")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -12,8 +9,8 @@ use std::time::Duration;
 use super::diagnostic::{Diagnostic, Origin};
 use super::key::Key;
 use super::model::{
-    Bind, BindAddress, Config, Control, IsolationChoice, Limits, Listen, Log, LogFormat, Memory,
-    Ready, Recycle, Reload, Restart, Share, Signal, Size, Timeouts, Workers,
+    Bind, BindAddress, Config, Control, IsolationChoice, Limits, Listen, Log, LogFormat, Memory, Ready, Recycle,
+    Reload, Restart, Share, Signal, Size, Timeouts, Workers,
 };
 use super::raw::{self, Node, Value, Values};
 use super::value::{self, Parsed, Problem};
@@ -29,18 +26,12 @@ pub(super) struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     pub(super) const fn new(values: &'a Values) -> Self {
-        Self {
-            values,
-            found: Vec::new(),
-            bad: BTreeSet::new(),
-        }
+        Self { values, found: Vec::new(), bad: BTreeSet::new() }
     }
 
     /// Where a key's value stands.
     pub(super) fn origin(&self, key: Key) -> Origin {
-        self.values
-            .get(&key)
-            .map_or(Origin::Default, |node| node.origin.clone())
+        self.values.get(&key).map_or(Origin::Default, |node| node.origin.clone())
     }
 
     /// Whether somebody gave it.
@@ -77,9 +68,7 @@ impl<'a> Rules<'a> {
         if self.is_given(key) {
             return self.given(key, parse).unwrap_or(stopgap);
         }
-        raw::default_node(key)
-            .and_then(|node| parse(&node).ok())
-            .unwrap_or(stopgap)
+        raw::default_node(key).and_then(|node| parse(&node).ok()).unwrap_or(stopgap)
     }
 
     /// The whole configuration. Wrong only if something was [found](Self::found).
@@ -114,21 +103,14 @@ impl<'a> Rules<'a> {
                 backoff: self.value(Key::Backoff, Duration::ZERO, value::some_time),
                 backoff_max: self.value(Key::BackoffMax, Duration::MAX, value::some_time),
             },
-            reload: Reload {
-                hold: self.value(Key::Hold, Duration::ZERO, value::bounded_time),
-            },
+            reload: Reload { hold: self.value(Key::Hold, Duration::ZERO, value::bounded_time) },
             limits: Limits {
                 tasks_max: self.given(Key::TasksMax, value::number_or_infinity),
-                cpu_weight: self
-                    .given(Key::CpuWeight, |node| value::number_within(node, 1, 10_000)),
+                cpu_weight: self.given(Key::CpuWeight, |node| value::number_within(node, 1, 10_000)),
                 nofile: self.given(Key::Nofile, |node| value::number_within(node, 16, 1 << 30)),
             },
-            log: Log {
-                format: self.value(Key::LogFormat, LogFormat::Auto, value::log_format),
-            },
-            control: Control {
-                group: self.given(Key::ControlGroup, value::account),
-            },
+            log: Log { format: self.value(Key::LogFormat, LogFormat::Auto, value::log_format) },
+            control: Control { group: self.given(Key::ControlGroup, value::account) },
         }
     }
 
@@ -157,9 +139,7 @@ impl<'a> Rules<'a> {
         }
         let words = self.members(Key::Command, value::text);
         let words: Vec<String> = words.into_iter().map(|(word, _)| word).collect();
-        let program_is_empty = words
-            .first()
-            .is_none_or(|program| program.trim().is_empty());
+        let program_is_empty = words.first().is_none_or(|program| program.trim().is_empty());
         if program_is_empty && !self.bad.contains(&Key::Command) {
             let problem = Problem::new("names no program");
             self.report(Key::Command, problem.remedy("[\"program\", \"argument\"]"));
@@ -183,7 +163,8 @@ impl<'a> Rules<'a> {
         if let Err(problem) = value::check_app_name(&derived) {
             self.bad.insert(Key::Name);
             let message = format!("none given, and {}", problem.message);
-            let remedy = "write name = \"…\" at the top of the file, or --name: letters, digits, `_`, `.` and `-`, at most 48";
+            let remedy =
+                "write name = \"…\" at the top of the file, or --name: letters, digits, `_`, `.` and `-`, at most 48";
             let diagnostic = Diagnostic::text(Origin::Whole, "name", message);
             self.found.push(diagnostic.remedy(remedy));
         }
@@ -231,11 +212,7 @@ impl<'a> Rules<'a> {
         for (address, origin) in &addresses {
             let takes_any_port = matches!(address, BindAddress::Tcp(tcp) if tcp.port() == 0);
             if let Some((_, first)) = seen.iter().find(|(other, _)| *other == address) {
-                let diagnostic = Diagnostic::text(
-                    origin.clone(),
-                    Key::Bind.path(),
-                    "the same address a second time",
-                );
+                let diagnostic = Diagnostic::text(origin.clone(), Key::Bind.path(), "the same address a second time");
                 let remedy = "remove one; all workers share the one socket";
                 twice.push(diagnostic.remedy(remedy).context(first, "first here"));
             } else if !takes_any_port {
@@ -255,16 +232,11 @@ impl<'a> Rules<'a> {
         let mut names = names.into_iter().map(|(name, _)| name);
         let bind = addresses
             .into_iter()
-            .map(|(address, _)| Bind {
-                address,
-                name: names.next().unwrap_or_else(|| "listen".to_owned()),
-            })
+            .map(|(address, _)| Bind { address, name: names.next().unwrap_or_else(|| "listen".to_owned()) })
             .collect();
         Listen {
             bind,
-            backlog: self.value(Key::Backlog, 1, |node| {
-                value::count_within(node, 1, i32::MAX.unsigned_abs())
-            }),
+            backlog: self.value(Key::Backlog, 1, |node| value::count_within(node, 1, i32::MAX.unsigned_abs())),
             socket_mode: self.value(Key::SocketMode, 0, value::mode),
             socket_user: self.given(Key::SocketUser, value::account),
             socket_group: self.given(Key::SocketGroup, value::account),
@@ -276,26 +248,20 @@ impl<'a> Rules<'a> {
             max: self.given(Key::MemoryMax, limit),
             budget: self.given(Key::MemoryBudget, limit),
             recycle_at: self.value(Key::MemoryRecycleAt, Size::Infinity, not_zero),
-            swap_max: self.value(
-                Key::MemorySwapMax,
-                Size::Infinity,
-                |node| match value::size(node)? {
-                    Size::Percent(_) => Err(Problem::new("a percentage makes no sense here")
-                        .remedy("such as \"0\", \"256M\" or \"infinity\"")),
-                    size => Ok(size),
-                },
-            ),
+            swap_max: self.value(Key::MemorySwapMax, Size::Infinity, |node| match value::size(node)? {
+                Size::Percent(_) => {
+                    Err(Problem::new("a percentage makes no sense here")
+                        .remedy("such as \"0\", \"256M\" or \"infinity\""))
+                }
+                size => Ok(size),
+            }),
         }
     }
 
     fn recycle(&mut self) -> Recycle {
         Recycle {
             max_requests: self.value(Key::MaxRequests, 0, value::number),
-            max_requests_jitter: self.value(
-                Key::MaxRequestsJitter,
-                Share::Absolute(0),
-                value::share,
-            ),
+            max_requests_jitter: self.value(Key::MaxRequestsJitter, Share::Absolute(0), value::share),
             spread: self.value(Key::Spread, true, value::boolean),
             max_lifetime: self.value(Key::MaxLifetime, None, value::optional_time),
             surge: self.value(Key::Surge, 0, |node| value::count_within(node, 0, 10_000)),
@@ -333,9 +299,7 @@ fn limit(node: &Node) -> Parsed<Size> {
     match not_zero(node)? {
         Size::Bytes(bytes) if bytes < LEAST_LIMIT => {
             let problem = Problem::new(format!("{bytes} bytes: no program starts in that"));
-            Err(problem.remedy(format!(
-                "a bare number is bytes; write a unit, such as \"{bytes}M\""
-            )))
+            Err(problem.remedy(format!("a bare number is bytes; write a unit, such as \"{bytes}M\"")))
         }
         size => Ok(size),
     }

@@ -15,9 +15,7 @@ const REAL_TIME: (i32, i32) = (34, 64);
 /// The signal of a name, with or without `SIG` (`TERM`, `SIGTERM`, `RTMIN+3`), or of a number, 1 to 64.
 pub fn parse(text: &str) -> Option<Signal> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=REAL_TIME.1)
-            .contains(&number)
-            .then_some(Signal(number));
+        return (1..=REAL_TIME.1).contains(&number).then_some(Signal(number));
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -35,9 +33,7 @@ pub fn parse(text: &str) -> Option<Signal> {
     } else {
         return None;
     };
-    (REAL_TIME.0..=REAL_TIME.1)
-        .contains(&number)
-        .then_some(Signal(number))
+    (REAL_TIME.0..=REAL_TIME.1).contains(&number).then_some(Signal(number))
 }
 
 /// Its name without `SIG`, or its number.
@@ -58,13 +54,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_signal_7() {
-        for (number, expected) in [
-            (1, "HUP"),
-            (6, "ABRT"),
-            (9, "KILL"),
-            (15, "TERM"),
-            (34, "RTMIN+0"),
-        ] {
+        for (number, expected) in [(1, "HUP"), (6, "ABRT"), (9, "KILL"), (15, "TERM"), (34, "RTMIN+0")] {
             assert_eq!(name(Signal(number)), expected);
         }
     }
@@ -75,10 +65,7 @@ mod tests {
             let signal = Signal(number);
             assert_eq!(parse(&name(signal)), Some(signal));
             assert_eq!(parse(&format!("SIG{}", name(signal))), Some(signal));
-            assert_eq!(
-                parse(&format!("sig{}", name(signal).to_lowercase())),
-                Some(signal)
-            );
+            assert_eq!(parse(&format!("sig{}", name(signal).to_lowercase())), Some(signal));
             assert_eq!(parse(&number.to_string()), Some(signal));
         }
         assert_eq!(parse("RTMAX-30"), Some(Signal(34)));
@@ -86,18 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_no_signal_is_none() {
-        for text in [
-            "",
-            "0",
-            "65",
-            "-1",
-            "SIG",
-            "TERMINATE",
-            "RTMIN+31",
-            "RTMAX-31",
-            "RTMIN3",
-            "SIGSIGTERM",
-        ] {
+        for text in ["", "0", "65", "-1", "SIG", "TERMINATE", "RTMIN+31", "RTMAX-31", "RTMIN3", "SIGSIGTERM"] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -9,12 +9,7 @@ use super::*;
 
 /// Somebody who is not root.
 fn somebody() -> Runner {
-    Runner {
-        uid: 1000,
-        user: Some("ann".to_owned()),
-        gid: 100,
-        group: Some("users".to_owned()),
-    }
+    Runner { uid: 1000, user: Some("ann".to_owned()), gid: 100, group: Some("users".to_owned()) }
 }
 
 /// A file of its own for a test, removed afterwards.
@@ -22,19 +17,14 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str, text: &str) -> Self {
-        let directory =
-            std::env::temp_dir().join(format!("paddock-config-{name}-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("paddock-config-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("app.toml"), text).unwrap();
         Self(directory)
     }
 
     fn load(&self, flags: &[(Key, &[&str])]) -> Result<Loaded, Diagnostics> {
-        load(&Invocation {
-            file: Some(self.0.join("app.toml")),
-            flags: given(flags),
-            runner: somebody(),
-        })
+        load(&Invocation { file: Some(self.0.join("app.toml")), flags: given(flags), runner: somebody() })
     }
 }
 
@@ -45,25 +35,16 @@ impl Drop for Scratch {
 }
 
 fn given(flags: &[(Key, &[&str])]) -> Flags {
-    flags
-        .iter()
-        .map(|(key, texts)| (*key, texts.iter().map(|text| (*text).to_owned()).collect()))
-        .collect()
+    flags.iter().map(|(key, texts)| (*key, texts.iter().map(|text| (*text).to_owned()).collect())).collect()
 }
 
 fn load_flags(flags: &[(Key, &[&str])]) -> Result<Loaded, Diagnostics> {
-    load(&Invocation {
-        file: None,
-        flags: given(flags),
-        runner: somebody(),
-    })
+    load(&Invocation { file: None, flags: given(flags), runner: somebody() })
 }
 
 #[test]
 fn a_command_is_enough_and_the_rest_is_default() {
-    let config = load_flags(&[(Key::Command, &["/usr/bin/gunicorn", "x"])])
-        .unwrap()
-        .config;
+    let config = load_flags(&[(Key::Command, &["/usr/bin/gunicorn", "x"])]).unwrap().config;
     let expected = Config {
         name: "gunicorn".to_owned(),
         command: vec!["/usr/bin/gunicorn".to_owned(), "x".to_owned()],
@@ -78,19 +59,8 @@ fn a_command_is_enough_and_the_rest_is_default() {
         environment: std::collections::BTreeMap::new(),
         environment_file: None,
         inherit_environment: true,
-        listen: Listen {
-            bind: vec![],
-            backlog: 2048,
-            socket_mode: 0o666,
-            socket_user: None,
-            socket_group: None,
-        },
-        memory: Memory {
-            max: None,
-            budget: None,
-            recycle_at: Size::Percent(8000),
-            swap_max: Size::Bytes(0),
-        },
+        listen: Listen { bind: vec![], backlog: 2048, socket_mode: 0o666, socket_user: None, socket_group: None },
+        memory: Memory { max: None, budget: None, recycle_at: Size::Percent(8000), swap_max: Size::Bytes(0) },
         recycle: Recycle {
             max_requests: 0,
             max_requests_jitter: Share::Absolute(0),
@@ -105,17 +75,10 @@ fn a_command_is_enough_and_the_rest_is_default() {
             graceful: Duration::from_secs(30),
             abort: Duration::from_secs(2),
         },
-        restart: Restart {
-            backoff: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(30),
-        },
-        reload: Reload {
-            hold: Duration::from_secs(1),
-        },
+        restart: Restart { backoff: Duration::from_millis(100), backoff_max: Duration::from_secs(30) },
+        reload: Reload { hold: Duration::from_secs(1) },
         limits: Limits::default(),
-        log: Log {
-            format: LogFormat::Auto,
-        },
+        log: Log { format: LogFormat::Auto },
         control: Control { group: None },
     };
     assert_eq!(config, expected);
@@ -123,10 +86,7 @@ fn a_command_is_enough_and_the_rest_is_default() {
 
 #[test]
 fn a_flag_beats_the_file_which_beats_the_default() {
-    let scratch = Scratch::new(
-        "beats",
-        "command = [\"a\"]\nworkers = 3\n[recycle]\nmax_requests = 5\nspread = true\n",
-    );
+    let scratch = Scratch::new("beats", "command = [\"a\"]\nworkers = 3\n[recycle]\nmax_requests = 5\nspread = true\n");
     let flags: &[(Key, &[&str])] = &[(Key::Workers, &["7"]), (Key::Spread, &["false"])];
     let loaded = scratch.load(flags).unwrap();
     assert_eq!(loaded.config.name, "app");
@@ -140,13 +100,8 @@ fn a_flag_beats_the_file_which_beats_the_default() {
 
 #[test]
 fn an_environment_flag_leaves_the_other_variables_alone() {
-    let scratch = Scratch::new(
-        "env",
-        "command = [\"a\"]\nenvironment = { A = \"1\", B = \"2\" }\n",
-    );
-    let loaded = scratch
-        .load(&[(Key::Environment, &["B=3=4", "C="])])
-        .unwrap();
+    let scratch = Scratch::new("env", "command = [\"a\"]\nenvironment = { A = \"1\", B = \"2\" }\n");
+    let loaded = scratch.load(&[(Key::Environment, &["B=3=4", "C="])]).unwrap();
     let expected = [("A", "1"), ("B", "3=4"), ("C", "")];
     let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(loaded.config.environment, expected.into_iter().collect());
@@ -161,17 +116,9 @@ fn every_default_is_a_value_of_its_key() {
             key::Fallback::Unset(_) | key::Fallback::Derived(_) => None,
         })
         .collect();
-    let mut flags: Flags = defaults
-        .iter()
-        .map(|(key, text)| (*key, vec![(*text).to_owned()]))
-        .collect();
+    let mut flags: Flags = defaults.iter().map(|(key, text)| (*key, vec![(*text).to_owned()])).collect();
     flags.insert(Key::Command, vec!["a".to_owned()]);
-    let loaded = load(&Invocation {
-        file: None,
-        flags,
-        runner: somebody(),
-    })
-    .unwrap();
+    let loaded = load(&Invocation { file: None, flags, runner: somebody() }).unwrap();
     let by_default = load_flags(&[(Key::Command, &["a"])]).unwrap();
     assert_eq!(loaded.config, by_default.config);
 }
@@ -198,21 +145,11 @@ fn every_example_is_a_value_of_its_key() {
         let result = load(&Invocation {
             file: Some(scratch.0.join("app.toml")),
             flags: Flags::new(),
-            runner: Runner {
-                uid: 0,
-                ..somebody()
-            },
+            runner: Runner { uid: 0, ..somebody() },
         });
         let loaded = result.unwrap_or_else(|wrong| panic!("{wrong}\n{text}"));
         let fresh = load_flags(&[(Key::Command, &["a"])]).unwrap();
-        assert_ne!(
-            loaded.config,
-            Config {
-                name: "app".to_owned(),
-                ..fresh.config
-            },
-            "{text}"
-        );
+        assert_ne!(loaded.config, Config { name: "app".to_owned(), ..fresh.config }, "{text}");
     }
 }
 
@@ -248,16 +185,11 @@ bind = []
         "recycle.surge",
     ];
     assert_eq!(keys, expected, "{wrong}");
-    assert!(
-        wrong.list().iter().all(|one| one.remedy.is_some()),
-        "{wrong}"
-    );
+    assert!(wrong.list().iter().all(|one| one.remedy.is_some()), "{wrong}");
     let lines = wrong.to_string();
     let first = lines.lines().next().unwrap();
     assert!(
-        first.contains(
-            "app.toml:1:1: max_request: unknown key; did you mean `max_requests` in [recycle]?"
-        ),
+        first.contains("app.toml:1:1: max_request: unknown key; did you mean `max_requests` in [recycle]?"),
         "{first}"
     );
 }

@@ -1,8 +1,5 @@
 //! One value at a time: from what was written to what it means.
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a value of whatever other kind is wrong, and says so"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a value of whatever other kind is wrong, and says so")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -25,11 +22,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            remedy: None,
-            at: None,
-        }
+        Self { message: message.into(), remedy: None, at: None }
     }
 
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
@@ -38,10 +31,7 @@ impl Problem {
     }
 
     fn wrong_type(node: &Node, expected: &str) -> Self {
-        Self::new(format!(
-            "{} where {expected} is expected",
-            node.value.kind()
-        ))
+        Self::new(format!("{} where {expected} is expected", node.value.kind()))
     }
 }
 
@@ -66,13 +56,8 @@ pub(super) fn app_name(node: &Node) -> Parsed<String> {
 
 /// Whether an app may have this name.
 pub(super) fn check_app_name(text: &str) -> Parsed<()> {
-    let first = text
-        .chars()
-        .next()
-        .is_some_and(|c| c.is_ascii_alphanumeric());
-    let rest = text
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    let first = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    let rest = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     if first && rest && text.len() <= 48 {
         return Ok(());
     }
@@ -90,13 +75,7 @@ pub(super) fn account(node: &Node) -> Parsed<String> {
     let good = !text.is_empty()
         && !text.starts_with('-')
         && !text.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, ':' | '/'));
-    if good {
-        Ok(text)
-    } else {
-        Err(Problem::new(format!(
-            "{text:?} is no name or number of a user or group"
-        )))
-    }
+    if good { Ok(text) } else { Err(Problem::new(format!("{text:?} is no name or number of a user or group"))) }
 }
 
 /// A path from the root; a flag's path may be relative to where the manager was started.
@@ -107,8 +86,7 @@ pub(super) fn path(node: &Node) -> Parsed<PathBuf> {
         return Ok(path);
     }
     if node.is_untyped() && !text.is_empty() {
-        return std::path::absolute(&path)
-            .map_err(|error| Problem::new(format!("no current directory: {error}")));
+        return std::path::absolute(&path).map_err(|error| Problem::new(format!("no current directory: {error}")));
     }
     Err(Problem::new(format!("{text:?} is not an absolute path")).remedy("begin it with `/`"))
 }
@@ -149,9 +127,9 @@ pub(super) fn count_within(node: &Node, low: u32, high: u32) -> Parsed<u32> {
 pub(super) fn number_or_infinity(node: &Node) -> Parsed<u64> {
     match &node.value {
         Value::Text(text) if text.trim() == "infinity" => Ok(u64::MAX),
-        Value::Text(_) if !node.is_untyped() => Err(Problem::new(
-            "a text that is not \"infinity\" where an integer is expected",
-        )),
+        Value::Text(_) if !node.is_untyped() => {
+            Err(Problem::new("a text that is not \"infinity\" where an integer is expected"))
+        }
         _ => number_within(node, 1, u64::MAX),
     }
 }
@@ -204,10 +182,7 @@ fn word<T: Copy>(node: &Node, words: &[(&str, T)]) -> Parsed<T> {
 
 /// `ready`.
 pub(super) fn ready(node: &Node) -> Parsed<Ready> {
-    word(
-        node,
-        &[("notify", Ready::Notify), ("settle", Ready::Settle)],
-    )
+    word(node, &[("notify", Ready::Notify), ("settle", Ready::Settle)])
 }
 
 /// `isolation`.
@@ -280,27 +255,18 @@ pub(super) fn size(node: &Node) -> Parsed<Size> {
         return Ok(Size::Infinity);
     }
     if let Some(share) = parse_permyriad(text) {
-        return share
-            .map(Size::Percent)
-            .map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()));
+        return share.map(Size::Percent).map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()));
     }
-    parse_size(text)
-        .map(Size::Bytes)
-        .map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()))
+    parse_size(text).map(Size::Bytes).map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()))
 }
 
 /// A number, or a percentage of another one.
 pub(super) fn share(node: &Node) -> Parsed<Share> {
     if let Value::Text(text) = &node.value {
         if let Some(share) = parse_permyriad(text.trim()) {
-            return share
-                .map(Share::Percent)
-                .map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()));
+            return share.map(Share::Percent).map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()));
         }
-        let digits = Node {
-            value: Value::Integer(text.trim().to_owned(), 10),
-            origin: node.origin.clone(),
-        };
+        let digits = Node { value: Value::Integer(text.trim().to_owned(), 10), origin: node.origin.clone() };
         return number(&digits)
             .map(Share::Absolute)
             .map_err(|problem| problem.remedy("a number, or a percentage such as \"5%\""));
@@ -311,14 +277,8 @@ pub(super) fn share(node: &Node) -> Parsed<Share> {
 /// A span of time; an integer is seconds.
 pub(super) fn time(node: &Node) -> Parsed<Duration> {
     match &node.value {
-        Value::Integer(..) => Ok(Duration::from_secs(number_within(
-            node,
-            0,
-            u64::from(u32::MAX),
-        )?)),
-        Value::Text(text) => {
-            parse_time(text).map_err(|error| Problem::new(error.to_string()).remedy(error.remedy()))
-        }
+        Value::Integer(..) => Ok(Duration::from_secs(number_within(node, 0, u64::from(u32::MAX))?)),
+        Value::Text(text) => parse_time(text).map_err(|error| Problem::new(error.to_string()).remedy(error.remedy())),
         Value::Float(digits) => {
             let remedy = format!("write it with its unit: \"{digits}s\"");
             Err(Problem::wrong_type(node, "a time such as \"30s\"").remedy(remedy))
@@ -331,9 +291,7 @@ pub(super) fn time(node: &Node) -> Parsed<Duration> {
 pub(super) fn some_time(node: &Node) -> Parsed<Duration> {
     match time(node)? {
         Duration::ZERO => Err(Problem::new("zero makes no sense here").remedy("such as \"1s\"")),
-        Duration::MAX => {
-            Err(Problem::new("infinity makes no sense here").remedy("such as \"30s\""))
-        }
+        Duration::MAX => Err(Problem::new("infinity makes no sense here").remedy("such as \"30s\"")),
         time => Ok(time),
     }
 }
@@ -349,8 +307,9 @@ pub(super) fn bounded_time(node: &Node) -> Parsed<Duration> {
 /// A bound that may be infinite.
 pub(super) fn bound(node: &Node) -> Parsed<Duration> {
     match time(node)? {
-        Duration::ZERO => Err(Problem::new("zero leaves no time at all")
-            .remedy("such as \"30s\", or \"infinity\" for no bound")),
+        Duration::ZERO => {
+            Err(Problem::new("zero leaves no time at all").remedy("such as \"30s\", or \"infinity\" for no bound"))
+        }
         time => Ok(time),
     }
 }
@@ -401,14 +360,10 @@ fn not_an_address(text: &str) -> Problem {
         return problem.remedy("write IP:PORT, such as \"127.0.0.1:8000\", or \"unix:/PATH\"");
     };
     match host {
-        "" => problem.remedy(format!(
-            "write \"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every interface"
-        )),
+        "" => problem.remedy(format!("write \"127.0.0.1:{port}\", or \"0.0.0.0:{port}\" for every interface")),
         "*" => problem.remedy(format!("write \"0.0.0.0:{port}\" or \"[::]:{port}\"")),
         "localhost" => problem.remedy(format!("write \"{}:{port}\"", Ipv4Addr::LOCALHOST)),
-        host if host.contains(':') && !host.starts_with('[') => {
-            problem.remedy(format!("write \"[{host}]:{port}\""))
-        }
+        host if host.contains(':') && !host.starts_with('[') => problem.remedy(format!("write \"[{host}]:{port}\"")),
         _ => problem.remedy("names are not looked up: write the IP address"),
     }
 }
@@ -417,9 +372,7 @@ fn not_an_address(text: &str) -> Problem {
 /// characters, no `:`.
 pub(super) fn socket_name(node: &Node) -> Parsed<String> {
     let text = text(node)?;
-    let printable = text
-        .bytes()
-        .all(|byte| (b' '..=b'~').contains(&byte) && byte != b':');
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b':');
     if printable && !text.is_empty() && text.len() <= 255 {
         return Ok(text);
     }

@@ -46,19 +46,11 @@ fn parse_scaled(text: &str, decimals: usize) -> Result<u32, PercentageError> {
         Some(parts) => parts,
     };
     let only_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    if whole.is_empty()
-        || fraction.len() > decimals
-        || !only_digits(whole)
-        || !only_digits(fraction)
-    {
+    if whole.is_empty() || fraction.len() > decimals || !only_digits(whole) || !only_digits(fraction) {
         return Err(PercentageError::Malformed);
     }
     let padding = std::iter::repeat_n('0', decimals - fraction.len());
-    let all: String = whole
-        .chars()
-        .chain(fraction.chars())
-        .chain(padding)
-        .collect();
+    let all: String = whole.chars().chain(fraction.chars()).chain(padding).collect();
     match all.parse::<u32>() {
         Ok(share) if share <= WHOLE => Ok(share),
         Ok(_) | Err(_) => Err(PercentageError::TooMuch),

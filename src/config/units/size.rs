@@ -4,16 +4,8 @@ use thiserror::Error;
 
 /// Suffixes and their factors, in the order in which a text may use them; systemd.exec(5): "K, M, G, T, P and E, to
 /// the base 1024".
-const SUFFIXES: [(&str, u64); 8] = [
-    ("E", 1 << 60),
-    ("P", 1 << 50),
-    ("T", 1 << 40),
-    ("G", 1 << 30),
-    ("M", 1 << 20),
-    ("K", 1 << 10),
-    ("B", 1),
-    ("", 1),
-];
+const SUFFIXES: [(&str, u64); 8] =
+    [("E", 1 << 60), ("P", 1 << 50), ("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10), ("B", 1), ("", 1)];
 
 /// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -107,9 +99,7 @@ fn parse_terms(text: &str) -> Result<u64, SizeError> {
 
 /// Leading digits, and what follows them.
 fn digits(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at_checked(end).unwrap_or((text, ""))
 }
 
@@ -127,11 +117,8 @@ fn scale_fraction(fraction: &str, factor: u64) -> u64 {
 /// The usual other spellings (`512m`, `512MB`, `512MiB`, `2 GiB`) get their own remedy.
 fn suggest(text: &str) -> SizeError {
     let upper = text.to_ascii_uppercase();
-    let bare = upper
-        .strip_suffix("IB")
-        .or_else(|| upper.strip_suffix('B'))
-        .unwrap_or(&upper)
-        .trim_end_matches(is_space);
+    let bare =
+        upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper).trim_end_matches(is_space);
     match parse_terms(bare) {
         Ok(_) => SizeError::Spelling(bare.to_owned()),
         Err(_) => SizeError::Malformed,
@@ -144,10 +131,7 @@ pub fn render_size(bytes: u64) -> String {
         .iter()
         .filter(|(suffix, _)| *suffix != "B")
         .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))
-        .map_or_else(
-            || bytes.to_string(),
-            |(suffix, factor)| format!("{}{suffix}", bytes / factor),
-        )
+        .map_or_else(|| bytes.to_string(), |(suffix, factor)| format!("{}{suffix}", bytes / factor))
 }
 
 #[cfg(test)]
@@ -202,10 +186,7 @@ mod tests {
             ("1G -1M", SizeError::Negative),
             ("16E", SizeError::TooLarge),
             ("18446744073709551616", SizeError::TooLarge),
-            (
-                "15.9999999E 15.9999999P 18446744073709551615",
-                SizeError::TooLarge,
-            ),
+            ("15.9999999E 15.9999999P 18446744073709551615", SizeError::TooLarge),
         ];
         for (text, error) in cases {
             assert_eq!(parse_size(text), Err(error), "{text}");

@@ -94,10 +94,7 @@ pub fn parse_time(text: &str) -> Result<Duration, TimeError> {
     while !rest.is_empty() {
         let (term, after) = parse_term(rest)?;
         // The last value means infinity to systemd, so a span must stay below it.
-        sum = sum
-            .checked_add(term)
-            .filter(|sum| *sum != u64::MAX)
-            .ok_or(TimeError::TooLong)?;
+        sum = sum.checked_add(term).filter(|sum| *sum != u64::MAX).ok_or(TimeError::TooLong)?;
         rest = after.trim_start_matches(is_space);
     }
     Ok(Duration::from_micros(sum))
@@ -131,18 +128,12 @@ fn parse_term(text: &str) -> Result<(u64, &str), TimeError> {
     if after.len() == rest.len() && !rest.is_empty() {
         return Err(TimeError::Malformed);
     }
-    let whole: u64 = if whole.is_empty() {
-        0
-    } else {
-        whole.parse().map_err(|_| TimeError::TooLong)?
-    };
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| TimeError::TooLong)? };
     let mut term = whole.checked_mul(unit).ok_or(TimeError::TooLong)?;
     // systemd's own way: each decimal weighs a tenth of the one before, rounded down.
     let mut weight = unit / 10;
     for digit in fraction.unwrap_or_default().bytes() {
-        term = term
-            .checked_add(u64::from(digit - b'0') * weight)
-            .ok_or(TimeError::TooLong)?;
+        term = term.checked_add(u64::from(digit - b'0') * weight).ok_or(TimeError::TooLong)?;
         weight /= 10;
     }
     Ok((term, after))
@@ -153,16 +144,12 @@ fn strip_unit(text: &str) -> Option<(u64, &str)> {
     if let Some(after) = text.strip_prefix(GREEK_MICROSECOND) {
         return Some((1, after));
     }
-    UNITS
-        .iter()
-        .find_map(|(name, unit)| text.strip_prefix(name).map(|after| (*unit, after)))
+    UNITS.iter().find_map(|(name, unit)| text.strip_prefix(name).map(|after| (*unit, after)))
 }
 
 /// Leading digits, and what follows them.
 fn digits(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at_checked(end).unwrap_or((text, ""))
 }
 
@@ -176,14 +163,7 @@ pub fn render_time(span: Duration) -> String {
         return "0".to_owned();
     }
     let mut text = String::new();
-    let units = [
-        ("d", DAY),
-        ("h", HOUR),
-        ("min", MINUTE),
-        ("s", SECOND),
-        ("ms", 1000),
-        ("us", 1),
-    ];
+    let units = [("d", DAY), ("h", HOUR), ("min", MINUTE), ("s", SECOND), ("ms", 1000), ("us", 1)];
     for (name, unit) in units {
         let count = rest / unit;
         rest %= unit;
@@ -224,11 +204,7 @@ mod tests {
             ("1.0000009s", SECOND),
         ];
         for (text, micros) in cases {
-            assert_eq!(
-                parse_time(text),
-                Ok(Duration::from_micros(micros)),
-                "{text}"
-            );
+            assert_eq!(parse_time(text), Ok(Duration::from_micros(micros)), "{text}");
         }
         assert_eq!(parse_time(" infinity "), Ok(Duration::MAX));
     }

@@ -1,0 +1,43 @@
+//! What paddock does, as anyone can see it from outside: a real manager, real workers, on this machine.
+//!
+//! Each test carries the number of its behaviour and runs once in each mode that makes sense. Nothing here looks inside
+//! the manager: sockets, signals, the command line, the log, the notify protocol and `/proc` are all that there is.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, has a clock of its own, and the worker program ends as it likes"
+)]
+
+mod death;
+mod memory;
+mod operate;
+mod recycle;
+mod reload;
+mod sockets;
+mod start;
+mod stop;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::process::ExitCode;
+
+use support::suite::Suite;
+
+fn main() -> ExitCode {
+    if let Some(code) = support::hidden_role() {
+        return code;
+    }
+    let mut suite = Suite::default();
+    sockets::register(&mut suite);
+    start::register(&mut suite);
+    death::register(&mut suite);
+    recycle::register(&mut suite);
+    memory::register(&mut suite);
+    reload::register(&mut suite);
+    stop::register(&mut suite);
+    operate::register(&mut suite);
+    suite.run()
+}

@@ -1,0 +1,98 @@
+//! B4, B5, B15, B16: how workers come up, and when the service is ready.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::support::cgroup;
+use crate::support::manager::{App, SOON};
+use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
+
+pub(crate) fn register(suite: &mut Suite) {
+    suite.add("b04_each_fence_holds_its_own_tree", FENCED, b04_own_fence);
+    suite.add("b05_ready_after_the_slowest_worker", EVERYWHERE, b05_ready);
+    suite.add("b05_ready_with_one_slot_in_backoff", &[Mode::None], b05_one_fails);
+    suite.add("b05_no_worker_starts", EVERYWHERE, b05_none_starts);
+    suite.add("b15_hang_before_ready", EVERYWHERE, b15_start_timeout);
+    suite.add("b16_slow_start_lives", EVERYWHERE, b16_slow_start);
+    suite.add("b16_extended_start_lives", &[Mode::None], b16_extended);
+}
+
+fn b04_own_fence(mode: Mode) {
+    let manager = App::new(mode).set("workers", 4).worker("direct", 1).start_ready(4);
+    let mut groups = BTreeSet::new();
+    for pid in manager.status().ready_pids() {
+        let daemon = u32::try_from(manager.ask(pid, "/daemon").number("daemon")).expect("a pid");
+        let group = cgroup::memory_group_of(pid).expect("a group");
+        assert_eq!(cgroup::processes_below(&group), BTreeSet::from([pid, daemon]), "of {}", group.display());
+        if mode == Mode::Cgroup {
+            assert!(group.starts_with(manager.app.group().memory_dir()), "below the manager's own group");
+        }
+        assert!(groups.insert(group), "a group of its own");
+    }
+    assert_eq!(groups.len(), 4);
+    manager.stop();
+}
+
+fn b05_ready(mode: Mode) {
+    let app = App::new(mode).set("workers", 3).worker("ready_delay_ms", 1500);
+    let began = Instant::now();
+    let mut manager = app.start();
+    let told = manager.wait_told_ready(SOON);
+    assert!(told - began >= Duration::from_millis(1500), "READY=1 after {:?}", told - began);
+    let readied = manager.log.count(|line| line.is("worker-ready") && line.at <= told);
+    assert_eq!(readied, 3, "READY=1 before every slot was ready");
+    manager.wait_ready(3);
+    assert_eq!(manager.notify.count("READY=1"), 1);
+    manager.stop();
+}
+
+fn b05_one_fails(mode: Mode) {
+    let app = App::new(mode).set("workers", 3).set("restart.backoff", "5s").worker("ready_delay_ms", 500);
+    let mut manager = app.worker("refuse_slots", "1").start();
+    let told = manager.wait_told_ready(SOON);
+    let died = manager.log.wait(SOON, "the death of slot 1's worker", |line| {
+        line.is("worker-died") && line.slot() == Some(1) && line.reason() == "exit"
+    });
+    assert!(died.at <= told, "READY=1 before slot 1 had its outcome");
+    let readied = manager.log.all(|line| line.is("worker-ready") && line.at <= told);
+    assert_eq!(readied.len(), 2, "READY=1 before the other two were ready");
+    let status = manager.status();
+    assert_eq!(status.ready_pids().len(), 2);
+    assert_eq!(status.in_state("backoff").len(), 1);
+    manager.stop();
+}
+
+fn b05_none_starts(mode: Mode) {
+    let mut manager = App::new(mode).set("workers", 2).worker("refuse", 3).start();
+    assert_eq!(manager.wait_exit(SOON).code(), Some(1));
+    assert_eq!(manager.notify.count("READY=1"), 0);
+    manager.log.wait(SOON, "the worker's last words", |line| line.text.contains("the code on disk is broken"));
+    manager.assert_nothing_left();
+}
+
+fn b15_start_timeout(mode: Mode) {
+    let app = App::new(mode).set("workers", 3).set("timeouts.start", "1s").set("restart.backoff", "30s");
+    let mut manager = app.worker("hang_slots", "2").start();
+    manager.wait_told_ready(SOON);
+    let died = manager.log.wait(SOON, "the death of the worker that hangs", |line| line.is("worker-died"));
+    assert_eq!((died.slot(), died.reason()), (Some(2), "start-timeout"), "{died}");
+    let started = manager.log.wait(SOON, "its start", |line| line.is("worker-starting") && line.slot() == Some(2));
+    assert!(died.at - started.at >= Duration::from_millis(950), "killed after {:?}", died.at - started.at);
+    assert_eq!(manager.log.count(|line| line.is("worker-died") && line.slot() != Some(2)), 0);
+    assert_eq!(manager.status().ready_pids().len(), 2);
+    manager.stop();
+}
+
+fn b16_slow_start(mode: Mode) {
+    let app = App::new(mode).set("timeouts.start", "10s").worker("ready_delay_ms", 6000);
+    let manager = app.start_ready(1);
+    assert_eq!(manager.log.count(|line| line.is("worker-died")), 0, "the slow starter was killed");
+    manager.stop();
+}
+
+fn b16_extended(mode: Mode) {
+    let app = App::new(mode).set("timeouts.start", "1s").worker("ready_delay_ms", 3000).worker("extend_ms", 800);
+    let manager = app.start_ready(1);
+    assert_eq!(manager.log.count(|line| line.is("worker-died")), 0, "EXTEND_TIMEOUT_USEC did not help");
+    manager.stop();
+}
