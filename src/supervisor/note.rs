@@ -63,6 +63,8 @@ pub enum NoteKind {
     WorkerKilling,
     /// A worker is dead; `reason` is the verdict.
     WorkerDied,
+    /// A worker could not be started; there was no death, so there is no verdict.
+    StartFailed,
     /// A slot waits before its next start.
     Backoff,
     /// A roll began.
@@ -97,6 +99,7 @@ impl NoteKind {
             Self::StopFirst => "stop-first",
             Self::WorkerKilling => "worker-killing",
             Self::WorkerDied => "worker-died",
+            Self::StartFailed => "start-failed",
             Self::Backoff => "backoff",
             Self::ReloadStarted => "reload-started",
             Self::ReloadDone => "reload-done",

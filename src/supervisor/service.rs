@@ -1,0 +1,238 @@
+//! The app as a whole: when it is ready, when it failed to start, how it stops.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::action::Response;
+use super::action::{Action, ServiceState};
+use super::death::Lost;
+use super::id::{RequestId, SlotId, WorkerId};
+use super::note::{Level, NoteKind};
+use super::request::failed;
+use super::rollout::Stage;
+use super::verdict::Verdict;
+use super::worker::{Drain, Phase};
+use super::{Cx, FENCE, Supervisor, say};
+
+/// What systemd is asked for beyond the longest wait that is ahead.
+const MARGIN: Duration = Duration::from_secs(30);
+/// The most that systemd is asked for at a time, for deadlines that are infinite.
+const EXTEND_MOST: Duration = Duration::from_hours(24);
+/// Systemd is not asked more often than this.
+const EXTEND_PAUSE: Duration = Duration::from_secs(1);
+
+/// A stop under way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Stop {
+    pub(super) fast: bool,
+    code: u8,
+    pub(super) requests: Vec<RequestId>,
+}
+
+impl Supervisor {
+    /// A slot's first worker got ready, or its start failed.
+    pub(super) fn outcome(&mut self, id: SlotId, failure: Option<&Lost>, cx: &mut Cx<'_>) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        if self.stop.is_some() || std::mem::replace(&mut slot.had_outcome, true) {
+            return;
+        }
+        self.outcomes_missing -= 1;
+        self.changed = true;
+        match failure {
+            None => self.had_ready = true,
+            Some(lost) if !self.had_ready && self.outcomes_missing == 0 && !self.told_ready => {
+                let text = format!(
+                    "every worker failed to start; slot {id}: {}{}",
+                    lost.reason,
+                    say::last_words(&lost.last_words)
+                );
+                cx.act(Action::Note(say::general(
+                    Level::Error,
+                    NoteKind::Notice,
+                    text,
+                )));
+                self.begin_stop(false, 1, cx);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether every slot of the start-up has had its first outcome.
+    pub(super) fn outcomes_known(&self) -> bool {
+        self.told_ready || self.outcomes_missing == 0
+    }
+
+    /// Says READY once every slot had its first outcome and one is ready.
+    pub(super) fn check_ready(&mut self, cx: &mut Cx<'_>) {
+        if self.told_ready
+            || self.stop.is_some()
+            || self.outcomes_missing > 0
+            || self.counts.serving == 0
+        {
+            return;
+        }
+        self.told_ready = true;
+        cx.act(Action::Tell(ServiceState::Ready));
+        let text = format!(
+            "ready: {} of {} ready",
+            self.counts.serving,
+            say::workers(self.wanted)
+        );
+        cx.act(Action::Note(say::general(
+            Level::Info,
+            NoteKind::ServiceReady,
+            text,
+        )));
+    }
+
+    /// The state of the service in a line.
+    pub(super) fn tell_status(&mut self, cx: &mut Cx<'_>) {
+        let told = (
+            self.counts.serving,
+            self.wanted,
+            self.roll.as_ref().map(|roll| roll.target.generation),
+            self.active.generation,
+            self.stop.is_some(),
+        );
+        if self.told_status == Some(told) {
+            return;
+        }
+        self.told_status = Some(told);
+        let mut status = format!(
+            "{} of {} ready, generation {}",
+            self.counts.serving, self.wanted, self.active.generation
+        );
+        if self.stop.is_some() {
+            status += ", stopping";
+        } else if let Some(roll) = &self.roll {
+            let (what, generation) = match roll.stage {
+                Stage::Canary => (", canary of generation ", roll.target.generation),
+                Stage::Rest => (", rolling from generation ", roll.previous.generation),
+                Stage::Undoing => (", leaving generation ", roll.target.generation),
+            };
+            status += what;
+            status += &generation.to_string();
+        }
+        cx.act(Action::Tell(ServiceState::Status(status)));
+    }
+
+    /// Asks systemd for patience while it waits for us.
+    pub(super) fn ask_patience(&mut self, cx: &mut Cx<'_>) {
+        let waits = !self.told_ready || self.roll.is_some() || self.stop.is_some();
+        if !waits
+            || self
+                .told_extend
+                .is_some_and(|at| cx.now - at < EXTEND_PAUSE)
+        {
+            return;
+        }
+        self.told_extend = Some(cx.now);
+        let policy = self
+            .roll
+            .as_ref()
+            .map_or(&self.active.policy, |roll| &roll.target.policy);
+        let ahead = if self.stop.is_some() {
+            policy.graceful
+        } else {
+            policy
+                .start
+                .max(policy.graceful)
+                .max(policy.hold)
+                .max(policy.backoff_max)
+                .saturating_add(FENCE)
+        };
+        self.extend_service(ahead, cx);
+    }
+
+    /// Asks systemd to wait for at least this long.
+    pub(super) fn extend_service(&self, ahead: Duration, cx: &mut Cx<'_>) {
+        if !self.told_ready || self.roll.is_some() || self.stop.is_some() {
+            let span = ahead.saturating_add(MARGIN).min(EXTEND_MOST);
+            cx.act(Action::Tell(ServiceState::ExtendTimeout(span)));
+        }
+    }
+
+    /// Begins to stop, or makes a stop under way fast.
+    pub(super) fn begin_stop(&mut self, fast: bool, code: u8, cx: &mut Cx<'_>) {
+        let first = self.stop.is_none();
+        if !first && (!fast || self.stop.as_ref().is_some_and(|stop| stop.fast)) {
+            return;
+        }
+        self.changed = true;
+        let how = if fast {
+            "fast stop"
+        } else {
+            "stop, draining all workers"
+        };
+        cx.act(Action::Note(say::general(
+            Level::Info,
+            NoteKind::ServiceStopping,
+            how.to_owned(),
+        )));
+        if let Some(stop) = self.stop.as_mut() {
+            stop.fast = fast;
+        } else {
+            self.stop = Some(Stop {
+                fast,
+                code,
+                requests: Vec::new(),
+            });
+            cx.act(Action::Tell(ServiceState::Stopping));
+            let refusal = failed("the app is stopping");
+            self.give_up_rolls(&refusal, cx);
+            let slots: Vec<SlotId> = self.slots.keys().copied().collect();
+            for id in slots {
+                self.set_wait(id, None);
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    cx.answer_all(slot.asked.drain(..).map(|(id, _)| id), &refusal);
+                }
+                self.refresh(id);
+            }
+        }
+        let alive: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.phase < Phase::Killing)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in alive {
+            if fast {
+                self.kill_fast(id, cx);
+            } else {
+                self.drain(id, Drain::Stop, cx);
+            }
+        }
+    }
+
+    fn kill_fast(&mut self, id: WorkerId, cx: &mut Cx<'_>) {
+        self.kill(id, Verdict::FastStop, "the app stops at once", cx);
+    }
+
+    /// Leaves once nothing is left.
+    pub(super) fn check_over(&mut self, cx: &mut Cx<'_>) {
+        if self.over || !self.workers.is_empty() {
+            return;
+        }
+        let Some(stop) = self.stop.as_mut() else {
+            return;
+        };
+        let (code, requests) = (stop.code, std::mem::take(&mut stop.requests));
+        self.over = true;
+        self.timers.clear();
+        cx.answer_all(
+            requests,
+            &Response::Done {
+                message: "stopped".to_owned(),
+            },
+        );
+        cx.act(Action::Note(say::general(
+            Level::Info,
+            NoteKind::ServiceStopped,
+            "stopped, no worker is left".to_owned(),
+        )));
+        cx.act(Action::Exit { code });
+    }
+}
