@@ -66,9 +66,7 @@ impl Supervisor {
         }
         let verdict = verdict::judge(&death, worker.kill, worker.signalled);
         let words = verdict::describe(verdict, death.ended);
-        let peak = death
-            .peak
-            .or(worker.memory_max.filter(|_| verdict == Verdict::OomKill));
+        let peak = death.peak.or(worker.memory_max.filter(|_| verdict == Verdict::OomKill));
         let figures = match (verdict, worker.memory_max, peak) {
             (Verdict::OomKill, Some(max), Some(peak)) => {
                 format!(" at limit {} (peak {})", say::size(max), say::size(peak))
@@ -79,14 +77,7 @@ impl Supervisor {
         let calm = matches!(verdict, Verdict::Drained | Verdict::FastStop);
         let level = if calm { Level::Info } else { Level::Warning };
         let text = format!("{words}{figures}");
-        let mut note = say::about(
-            id,
-            worker,
-            level,
-            NoteKind::WorkerDied,
-            Some(verdict.name()),
-            &text,
-        );
+        let mut note = say::about(id, worker, level, NoteKind::WorkerDied, Some(verdict.name()), &text);
         note.memory = peak;
         let lost = Lost {
             id,
@@ -157,10 +148,7 @@ impl Supervisor {
         let failed = lost.ready_for.is_none();
         // Notes of what follows come after the note of the death.
         let mut after = Vec::new();
-        let mut later = Cx {
-            now: cx.now,
-            out: &mut after,
-        };
+        let mut later = Cx { now: cx.now, out: &mut after };
         let mut outlook = String::new();
         if self.stop.is_none() && wanted && role != Role::Former {
             outlook = self.consequences(lost, role, covered, &mut later);
@@ -191,10 +179,7 @@ impl Supervisor {
                 if !canary {
                     let delay = self.strike(lost.slot, None, cx);
                     self.start_lost(lost, cx);
-                    return format!(
-                        "; the worker it was to replace serves on, next try {}",
-                        when(delay)
-                    );
+                    return format!("; the worker it was to replace serves on, next try {}", when(delay));
                 }
             }
             return "; the worker it was to replace serves on".to_owned();
@@ -203,16 +188,9 @@ impl Supervisor {
             return "; its replacement takes over".to_owned();
         }
         let planned = lost.drain.is_some() && (lost.drain != Some(Drain::Itself) || !failed);
-        let waiting = self
-            .slots
-            .get(&lost.slot)
-            .is_some_and(|slot| slot.wait.is_some());
+        let waiting = self.slots.get(&lost.slot).is_some_and(|slot| slot.wait.is_some());
         if planned && !canary {
-            return if waiting {
-                String::new()
-            } else {
-                "; replaced at once".to_owned()
-            };
+            return if waiting { String::new() } else { "; replaced at once".to_owned() };
         }
         if failed {
             self.fail_recycles(lost, cx);
@@ -222,19 +200,11 @@ impl Supervisor {
         if failed && !canary {
             self.start_lost(lost, cx);
         }
-        if delay.is_zero() {
-            "; replaced at once".to_owned()
-        } else {
-            format!("; next start {}", when(delay))
-        }
+        if delay.is_zero() { "; replaced at once".to_owned() } else { format!("; next start {}", when(delay)) }
     }
 }
 
 /// `at once`, `in 300ms`.
 fn when(delay: Duration) -> String {
-    if delay.is_zero() {
-        "at once".to_owned()
-    } else {
-        format!("in {}", say::span(delay))
-    }
+    if delay.is_zero() { "at once".to_owned() } else { format!("in {}", say::span(delay)) }
 }

@@ -1,9 +1,6 @@
 //! What the unit tests of the core share: a policy with the defaults, and a driver.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a filter wants one kind of action and no other"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a filter wants one kind of action and no other")]
 
 use std::time::Duration;
 
@@ -56,12 +53,8 @@ impl Bench {
     /// An app that has been started, at 100 s after boot.
     pub(super) fn new(policy: Policy) -> Self {
         let now = Time::from_boot(Duration::from_secs(100));
-        let mut bench = Self {
-            core: Supervisor::new(policy, ConfigId(1), 42),
-            now,
-            actions: Vec::new(),
-            starts: Vec::new(),
-        };
+        let mut bench =
+            Self { core: Supervisor::new(policy, ConfigId(1), 42), now, actions: Vec::new(), starts: Vec::new() };
         let mut actions = Vec::new();
         bench.core.start(now, &mut actions);
         bench.note_starts(actions);
@@ -103,11 +96,7 @@ impl Bench {
         {
             self.now = self.now.max(at);
             self.step(Event::Tick);
-            assert!(
-                self.core
-                    .next_deadline()
-                    .is_none_or(|(next, _)| next > self.now)
-            );
+            assert!(self.core.next_deadline().is_none_or(|(next, _)| next > self.now));
         }
         self.now = end;
     }
@@ -127,19 +116,11 @@ impl Bench {
     }
 
     pub(super) fn started(&mut self, worker: WorkerId) {
-        self.step(Event::Started {
-            worker,
-            pid: 1000 + u32::try_from(worker.0).unwrap(),
-        });
+        self.step(Event::Started { worker, pid: 1000 + u32::try_from(worker.0).unwrap() });
     }
 
     pub(super) fn dies(&mut self, worker: WorkerId, ended: Ended) {
-        let death = Death {
-            ended,
-            oom_killed: Some(false),
-            peak: None,
-            last_words: vec!["last line".to_owned()],
-        };
+        let death = Death { ended, oom_killed: Some(false), peak: None, last_words: vec!["last line".to_owned()] };
         self.step(Event::Exited { worker, death });
     }
 
@@ -150,20 +131,11 @@ impl Bench {
     }
 
     pub(super) fn ask(&mut self, id: u64, request: Request) {
-        self.step(Event::Request {
-            id: Some(RequestId(id)),
-            request,
-        });
+        self.step(Event::Request { id: Some(RequestId(id)), request });
     }
 
     pub(super) fn reload(&mut self, id: u64, policy: Policy) {
-        self.ask(
-            id,
-            Request::Reload {
-                config: ConfigId(id),
-                policy: Box::new(policy),
-            },
-        );
+        self.ask(id, Request::Reload { config: ConfigId(id), policy: Box::new(policy) });
     }
 
     pub(super) fn take(&mut self) -> Vec<Action> {
@@ -222,9 +194,7 @@ impl Bench {
     }
 
     pub(super) fn told(&self, state: &ServiceState) -> bool {
-        self.actions
-            .iter()
-            .any(|action| matches!(action, Action::Tell(told) if told == state))
+        self.actions.iter().any(|action| matches!(action, Action::Tell(told) if told == state))
     }
 
     pub(super) fn exit(&self) -> Option<u8> {

@@ -79,8 +79,7 @@ impl Supervisor {
         match worker.phase {
             Phase::Asked => worker.said_ready = true,
             Phase::Starting => self.ready(id, cx),
-            Phase::Ready | Phase::Draining | Phase::Aborting | Phase::Killing | Phase::Leftover => {
-            }
+            Phase::Ready | Phase::Draining | Phase::Aborting | Phase::Killing | Phase::Leftover => {}
         }
     }
 
@@ -128,11 +127,7 @@ impl Supervisor {
         let old = slot.current.replace(new);
         self.refresh(slot_id);
         if let Some(old) = old
-            && let Some(cause) = self
-                .workers
-                .get(&old)
-                .and_then(|worker| worker.due)
-                .map(|(cause, _)| cause)
+            && let Some(cause) = self.workers.get(&old).and_then(|worker| worker.due).map(|(cause, _)| cause)
         {
             self.drain(old, Drain::Recycle(cause), cx);
         }
@@ -160,14 +155,7 @@ impl Supervisor {
         }
         cx.act(Action::Signal { worker: id, signal });
         let text = format!("drain, {}; at most {}", why.name(), say::span(graceful));
-        self.say(
-            id,
-            Level::Info,
-            NoteKind::DrainStarted,
-            Some(why.name()),
-            &text,
-            cx,
-        );
+        self.say(id, Level::Info, NoteKind::DrainStarted, Some(why.name()), &text, cx);
         if let Drain::Recycle(cause) = why
             && let Some(slot) = self.slots.get_mut(&slot_id)
         {
@@ -194,17 +182,11 @@ impl Supervisor {
         self.enter(id, Phase::Draining, cx.now);
         self.set_clock(id, Clock::State, deadline(cx.now, graceful));
         let text = format!("stopping by itself; at most {}", say::span(graceful));
-        self.say(
-            id,
-            Level::Info,
-            NoteKind::DrainStarted,
-            Some(Drain::Itself.name()),
-            &text,
-            cx,
-        );
-        let alone = self.slots.get(&slot_id).is_some_and(|slot| {
-            slot.wanted && slot.current == Some(id) && slot.replacement.is_none()
-        });
+        self.say(id, Level::Info, NoteKind::DrainStarted, Some(Drain::Itself.name()), &text, cx);
+        let alone = self
+            .slots
+            .get(&slot_id)
+            .is_some_and(|slot| slot.wanted && slot.current == Some(id) && slot.replacement.is_none());
         if alone && ready_for.is_some() && self.stop.is_none() {
             self.strike(slot_id, ready_for, cx);
         }
@@ -226,20 +208,9 @@ impl Supervisor {
         self.enter(id, Phase::Killing, cx.now);
         self.set_clock(id, Clock::State, deadline(cx.now, REPEAT));
         cx.act(Action::Kill { worker: id });
-        let level = if reason == Verdict::FastStop {
-            Level::Info
-        } else {
-            Level::Warning
-        };
+        let level = if reason == Verdict::FastStop { Level::Info } else { Level::Warning };
         let text = format!("{reason}, {text}; SIGKILL");
-        self.say(
-            id,
-            level,
-            NoteKind::WorkerKilling,
-            Some(reason.name()),
-            &text,
-            cx,
-        );
+        self.say(id, level, NoteKind::WorkerKilling, Some(reason.name()), &text, cx);
         self.left_hold(id);
         self.refresh(slot_id);
     }
@@ -257,9 +228,7 @@ impl Supervisor {
             }
             Phase::Starting if worker.policy().ready == Ready::Settle => self.ready(id, cx),
             Phase::Starting => {
-                let text = format!(
-                    "no READY=1 within {lasted}; the program must send it, or set ready = \"settle\""
-                );
+                let text = format!("no READY=1 within {lasted}; the program must send it, or set ready = \"settle\"");
                 self.kill(id, Verdict::StartTimeout, &text, cx);
             }
             Phase::Ready => {}
@@ -281,16 +250,8 @@ impl Supervisor {
         };
         worker.repeats = worker.repeats.saturating_add(1);
         let factor = 2_u32.saturating_pow(worker.repeats);
-        let what = if worker.phase == Phase::Leftover {
-            "what it left is"
-        } else {
-            "it is"
-        };
-        self.set_clock(
-            id,
-            Clock::State,
-            deadline(cx.now, REPEAT.saturating_mul(factor).min(REPEAT_MOST)),
-        );
+        let what = if worker.phase == Phase::Leftover { "what it left is" } else { "it is" };
+        self.set_clock(id, Clock::State, deadline(cx.now, REPEAT.saturating_mul(factor).min(REPEAT_MOST)));
         cx.act(Action::Kill { worker: id });
         let text = format!("{what} still there after {lasted}; SIGKILL again");
         self.say(id, Level::Warning, NoteKind::Notice, None, &text, cx);

@@ -24,10 +24,7 @@ impl Supervisor {
         if let Some(worker) = self.workers.get(&id)
             && worker.recycle_at.is_some()
         {
-            cx.act(Action::ArmMemory {
-                worker: id,
-                edge: worker.edge_bytes(),
-            });
+            cx.act(Action::ArmMemory { worker: id, edge: worker.edge_bytes() });
         }
     }
 
@@ -39,10 +36,7 @@ impl Supervisor {
         {
             worker.edge = Edge::Lifted;
             if worker.recycle_at.is_some() && worker.ready_at.is_some() {
-                cx.act(Action::ArmMemory {
-                    worker: id,
-                    edge: None,
-                });
+                cx.act(Action::ArmMemory { worker: id, edge: None });
             }
         }
     }
@@ -74,22 +68,12 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        worker.edge = if worker.second_edge().is_some() {
-            Edge::Second
-        } else {
-            Edge::Lifted
-        };
+        worker.edge = if worker.second_edge().is_some() { Edge::Second } else { Edge::Lifted };
         let slot_id = worker.slot;
         let hot = worker.ready_for(cx.now).is_some_and(|span| span < HOT);
-        let limit = worker
-            .memory_max
-            .map_or_else(String::new, |max| format!(", limit {}", say::size(max)));
+        let limit = worker.memory_max.map_or_else(String::new, |max| format!(", limit {}", say::size(max)));
         self.arm(id, cx);
-        let text = format!(
-            " ({} unreclaimable, soft limit {}{limit})",
-            say::size(unreclaimable),
-            say::size(edge)
-        );
+        let text = format!(" ({} unreclaimable, soft limit {}{limit})", say::size(unreclaimable), say::size(edge));
         let surge = self.surge();
         let taken = surge > 0 && self.extra() >= surge;
         let Some(slot) = self.slots.get_mut(&slot_id) else {
@@ -117,11 +101,7 @@ impl Supervisor {
     /// Drains a worker before its replacement is ready: what does not accept loses nothing, what the kernel kills loses
     /// all that it holds.
     fn drain_first(&mut self, id: WorkerId, why: &str, cx: &mut Cx<'_>) {
-        let memory = self
-            .workers
-            .get(&id)
-            .and_then(|worker| worker.unreclaimable)
-            .unwrap_or(0);
+        let memory = self.workers.get(&id).and_then(|worker| worker.unreclaimable).unwrap_or(0);
         self.say(
             id,
             Level::Warning,
@@ -138,10 +118,7 @@ impl Supervisor {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        cx.act(Action::SetLimits {
-            worker: id,
-            config: release.config,
-        });
+        cx.act(Action::SetLimits { worker: id, config: release.config });
         // The kernel may not have been able to lower a limit: the budget counts the higher one.
         let old = worker.memory_max;
         let max = match (old, release.policy.memory_max) {
@@ -165,8 +142,7 @@ impl Supervisor {
 
     /// Whether one more worker of this release fits into its budget beside `reserved` further ones.
     pub(super) fn fits(&self, release: &Release, reserved: u32, without_leaving: bool) -> bool {
-        let (Some(budget), Some(max)) = (release.policy.memory_budget, release.policy.memory_max)
-        else {
+        let (Some(budget), Some(max)) = (release.policy.memory_budget, release.policy.memory_max) else {
             return true;
         };
         let mut held = self.counts.committed;

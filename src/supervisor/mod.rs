@@ -170,24 +170,14 @@ impl Supervisor {
     /// An app under its first configuration. `seed` makes jitter and backoff repeatable.
     pub fn new(policy: Policy, config: ConfigId, seed: u64) -> Self {
         let first = Generation(1);
-        let active = Arc::new(Release {
-            generation: first,
-            config,
-            policy,
-        });
+        let active = Arc::new(Release { generation: first, config, policy });
         Self {
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             workers: BTreeMap::new(),
             slots: BTreeMap::new(),
             wanted: 0,
             active,
-            in_use: BTreeMap::from([(
-                first,
-                Users {
-                    config: Some(config),
-                    ..Users::default()
-                },
-            )]),
+            in_use: BTreeMap::from([(first, Users { config: Some(config), ..Users::default() })]),
             roll: None,
             next_roll: None,
             stop: None,
@@ -235,10 +225,7 @@ impl Supervisor {
             Event::Exited { worker, death } => self.exited(worker, death, &mut cx),
             Event::Gone { worker } => self.gone(worker, &mut cx),
             Event::Message { worker, message } => self.message(worker, message, &mut cx),
-            Event::Memory {
-                worker,
-                unreclaimable,
-            } => self.memory(worker, unreclaimable, &mut cx),
+            Event::Memory { worker, unreclaimable } => self.memory(worker, unreclaimable, &mut cx),
             Event::Request { id, request } => self.request(id, request, &mut cx),
         }
         self.settle(&mut cx);
@@ -246,9 +233,7 @@ impl Supervisor {
 
     /// When to send [`Event::Tick`] at the latest, and what that deadline is called. None: nothing is waited for.
     pub fn next_deadline(&self) -> Option<(Time, &'static str)> {
-        self.timers
-            .first()
-            .map(|(at, timer)| (*at, self.timer_name(*timer)))
+        self.timers.first().map(|(at, timer)| (*at, self.timer_name(*timer)))
     }
 
     /// Whether everything is over: [`Action::Exit`] has been given.
@@ -271,11 +256,7 @@ impl Supervisor {
     fn ring(&mut self, timer: Timer, cx: &mut Cx<'_>) {
         match timer {
             Timer::Worker(id, clock) => {
-                if let Some(kept) = self
-                    .workers
-                    .get_mut(&id)
-                    .and_then(|worker| worker.clock_mut(clock))
-                {
+                if let Some(kept) = self.workers.get_mut(&id).and_then(|worker| worker.clock_mut(clock)) {
                     *kept = None;
                 }
                 match clock {

@@ -25,11 +25,7 @@ impl Supervisor {
     /// How many replacements may overlap what they replace. During a roll both configurations must agree to it.
     pub(super) fn surge(&self) -> u32 {
         let surge = self.active.policy.surge;
-        self.roll.as_ref().map_or(surge, |roll| {
-            surge
-                .min(roll.target.policy.surge)
-                .min(roll.previous.policy.surge)
-        })
+        self.roll.as_ref().map_or(surge, |roll| surge.min(roll.target.policy.surge).min(roll.previous.policy.surge))
     }
 
     /// Workers alive beyond those that stand in a wanted slot.
@@ -40,11 +36,7 @@ impl Supervisor {
     /// What the next start in this slot is made from.
     pub(super) fn policy_for(&self, slot: SlotId) -> &Arc<Release> {
         match &self.roll {
-            Some(roll)
-                if roll.stage == Stage::Canary
-                    && roll.slot == Some(slot)
-                    && roll.worker.is_none() =>
-            {
+            Some(roll) if roll.stage == Stage::Canary && roll.slot == Some(slot) && roll.worker.is_none() => {
                 &roll.target
             }
             _ => &self.active,
@@ -62,9 +54,7 @@ impl Supervisor {
         if !self.may_start() || self.counts.alive >= self.wanted.saturating_add(surge) {
             return false;
         }
-        let ready = |slot: &&SlotId| {
-            surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0)
-        };
+        let ready = |slot: &&SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
         let Some(slot) = self.vacant.iter().find(ready).copied() else {
             return false;
         };
@@ -83,16 +73,9 @@ impl Supervisor {
             return false;
         }
         let generation = self.policy_for(slot).generation;
-        let other = self
-            .slots
-            .values()
-            .rev()
-            .filter_map(|slot| slot.current)
-            .find(|id| {
-                self.workers.get(id).is_some_and(|worker| {
-                    worker.phase == Phase::Ready && worker.generation() != generation
-                })
-            });
+        let other = self.slots.values().rev().filter_map(|slot| slot.current).find(|id| {
+            self.workers.get(id).is_some_and(|worker| worker.phase == Phase::Ready && worker.generation() != generation)
+        });
         let Some(other) = other else {
             // Workers of one generation fit together: the configuration was checked for it. Better a worker too many
             // than a slot that stays empty for ever.
@@ -215,11 +198,7 @@ impl Supervisor {
             config: release.config,
             quota,
         }));
-        let place = if beside {
-            ", beside the worker that it replaces"
-        } else {
-            ""
-        };
+        let place = if beside { ", beside the worker that it replaces" } else { "" };
         let text = format!("starting, generation {}{place}", release.generation);
         self.say(id, Level::Debug, NoteKind::WorkerStarting, None, &text, cx);
         self.refresh(slot_id);

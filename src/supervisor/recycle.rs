@@ -72,24 +72,17 @@ pub(super) fn draw(rng: &mut Xoshiro256PlusPlus, most: u64) -> u64 {
 
 /// The share of `whole` that falls to the first life in the slot of this rank: `ceil(whole * rank / workers)`.
 fn stagger(whole: u128, rank: u32, workers: u32) -> u128 {
-    whole
-        .saturating_mul(u128::from(rank))
-        .div_ceil(u128::from(workers.max(1)))
+    whole.saturating_mul(u128::from(rank)).div_ceil(u128::from(workers.max(1)))
 }
 
 /// A life's quota of requests; none: no quota.
-pub(super) fn quota(
-    policy: &Policy,
-    first_life: Option<(u32, u32)>,
-    rng: &mut Xoshiro256PlusPlus,
-) -> Option<u64> {
+pub(super) fn quota(policy: &Policy, first_life: Option<(u32, u32)>, rng: &mut Xoshiro256PlusPlus) -> Option<u64> {
     if policy.max_requests == 0 {
         return None;
     }
     let base = match first_life {
         Some((rank, workers)) => {
-            u64::try_from(stagger(u128::from(policy.max_requests), rank, workers))
-                .unwrap_or(u64::MAX)
+            u64::try_from(stagger(u128::from(policy.max_requests), rank, workers)).unwrap_or(u64::MAX)
         }
         None => policy.max_requests,
     };
@@ -120,19 +113,11 @@ impl Supervisor {
             return None;
         }
         // Without holes a slot's number is its rank; only with holes is it worth counting.
-        let dense = self
-            .slots
-            .keys()
-            .next_back()
-            .is_some_and(|last| last.0 < self.wanted);
+        let dense = self.slots.keys().next_back().is_some_and(|last| last.0 < self.wanted);
         let rank = if dense {
             slot.0.saturating_add(1)
         } else {
-            let below = self
-                .slots
-                .range(..=slot)
-                .filter(|(_, slot)| slot.wanted)
-                .count();
+            let below = self.slots.range(..=slot).filter(|(_, slot)| slot.wanted).count();
             u32::try_from(below).unwrap_or(u32::MAX)
         };
         Some((rank.clamp(1, self.wanted.max(1)), self.wanted))
@@ -148,28 +133,13 @@ impl Supervisor {
             return;
         }
         // A roll goes through the slots from the lowest up.
-        let place = if cause == Cause::Reload {
-            u64::from(worker.slot.0)
-        } else {
-            place
-        };
+        let place = if cause == Cause::Reload { u64::from(worker.slot.0) } else { place };
         worker.due = Some((cause, place));
         self.next_place += 1;
         let slot = worker.slot;
         self.refresh(slot);
-        let level = if cause == Cause::Reload {
-            Level::Debug
-        } else {
-            Level::Info
-        };
-        self.say(
-            id,
-            level,
-            NoteKind::RecycleDue,
-            Some(cause.name()),
-            &format!("recycle due, {cause}{text}"),
-            cx,
-        );
+        let level = if cause == Cause::Reload { Level::Debug } else { Level::Info };
+        self.say(id, level, NoteKind::RecycleDue, Some(cause.name()), &format!("recycle due, {cause}{text}"), cx);
     }
 
     /// Takes a worker out of the line, if it stands there for this cause.
@@ -195,19 +165,12 @@ impl Supervisor {
         let first = worker.requests.is_none();
         let total = worker.requests.unwrap_or(0).max(total);
         worker.requests = Some(total);
-        let reached = worker
-            .quota
-            .filter(|quota| total >= *quota && worker.due.is_none());
+        let reached = worker.quota.filter(|quota| total >= *quota && worker.due.is_none());
         if first {
             self.set_clock(id, Clock::Count, None);
         }
         if let Some(quota) = reached {
-            self.mark_due(
-                id,
-                Cause::Quota,
-                &format!(" ({total} of {quota} requests)"),
-                cx,
-            );
+            self.mark_due(id, Cause::Quota, &format!(" ({total} of {quota} requests)"), cx);
         }
     }
 
@@ -224,17 +187,8 @@ impl Supervisor {
 
     /// A worker is too old.
     pub(super) fn lifetime_over(&mut self, id: WorkerId, cx: &mut Cx<'_>) {
-        let age = self
-            .workers
-            .get(&id)
-            .and_then(|worker| worker.lifetime)
-            .unwrap_or_default();
-        self.mark_due(
-            id,
-            Cause::Lifetime,
-            &format!(" ({} old)", say::span(age)),
-            cx,
-        );
+        let age = self.workers.get(&id).and_then(|worker| worker.lifetime).unwrap_or_default();
+        self.mark_due(id, Cause::Lifetime, &format!(" ({} old)", say::span(age)), cx);
     }
 
     /// Starts what measures a life that has just become ready.
@@ -243,9 +197,8 @@ impl Supervisor {
             return;
         };
         let lifetime = worker.lifetime.and_then(|span| deadline(cx.now, span));
-        let patience = (worker.quota.is_some() && !self.told_no_count)
-            .then(|| deadline(cx.now, COUNT_PATIENCE))
-            .flatten();
+        let patience =
+            (worker.quota.is_some() && !self.told_no_count).then(|| deadline(cx.now, COUNT_PATIENCE)).flatten();
         self.set_clock(id, Clock::Lifetime, lifetime);
         self.set_clock(id, Clock::Count, patience);
     }
@@ -278,20 +231,12 @@ mod tests {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(7);
         let mut policy = fixture::policy();
         (policy.max_requests, policy.max_requests_jitter) = (1000, 200);
-        let draws: Vec<u64> = (0..1000)
-            .filter_map(|_| quota(&policy, None, &mut rng))
-            .collect();
+        let draws: Vec<u64> = (0..1000).filter_map(|_| quota(&policy, None, &mut rng)).collect();
         assert_eq!(draws.len(), 1000);
         assert!(draws.iter().all(|draw| (1000..=1200).contains(draw)));
         for (tenth, start) in (1000..1200).step_by(20).enumerate() {
-            let hits = draws
-                .iter()
-                .filter(|draw| (start..start + 20).contains(*draw))
-                .count();
-            assert!(
-                (60..=140).contains(&hits),
-                "tenth {tenth} was drawn {hits} times of 1000"
-            );
+            let hits = draws.iter().filter(|draw| (start..start + 20).contains(*draw)).count();
+            assert!((60..=140).contains(&hits), "tenth {tenth} was drawn {hits} times of 1000");
         }
     }
 
@@ -308,13 +253,9 @@ mod tests {
         let mut policy = fixture::policy();
         (policy.max_requests, policy.max_requests_jitter) = (10, 0);
         policy.max_lifetime = Some(Duration::from_secs(8));
-        let quotas: Vec<_> = (1..=4)
-            .map(|rank| quota(&policy, Some((rank, 4)), &mut rng))
-            .collect();
+        let quotas: Vec<_> = (1..=4).map(|rank| quota(&policy, Some((rank, 4)), &mut rng)).collect();
         assert_eq!(quotas, [Some(3), Some(5), Some(8), Some(10)]);
-        let ages: Vec<_> = (1..=4)
-            .map(|rank| lifetime(&policy, Some((rank, 4))))
-            .collect();
+        let ages: Vec<_> = (1..=4).map(|rank| lifetime(&policy, Some((rank, 4)))).collect();
         assert_eq!(ages, [2, 4, 6, 8].map(|age| Some(Duration::from_secs(age))));
     }
 }

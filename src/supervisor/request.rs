@@ -73,21 +73,14 @@ impl Supervisor {
         if slot.asked.is_empty() {
             return;
         }
-        let Some((new, worker)) = slot
-            .current
-            .and_then(|id| Some((id, self.workers.get(&id)?)))
-        else {
+        let Some((new, worker)) = slot.current.and_then(|id| Some((id, self.workers.get(&id)?))) else {
             return;
         };
         if worker.phase != Phase::Ready {
             return;
         }
         let message = format!("{} is ready in place of the old worker", worker.title());
-        let alive = |id: &WorkerId| {
-            self.workers
-                .get(id)
-                .is_some_and(|worker| worker.phase.is_alive())
-        };
+        let alive = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.phase.is_alive());
         let over = |old: &Option<WorkerId>| old.is_none_or(|old| old != new && !alive(&old));
         let mut answered = Vec::new();
         slot.asked.retain(|(id, old)| {
@@ -109,19 +102,13 @@ impl Supervisor {
             return;
         }
         let response = Response::Failed {
-            reason: format!(
-                "the replacement in slot {} failed: {}",
-                lost.slot, lost.reason
-            ),
+            reason: format!("the replacement in slot {} failed: {}", lost.slot, lost.reason),
             last_words: lost.last_words.clone(),
         };
         let current = slot.current;
         cx.answer_all(slot.asked.drain(..).map(|(id, _)| id), &response);
         if let Some(current) = current
-            && self
-                .workers
-                .get(&current)
-                .is_some_and(|worker| !worker.asked)
+            && self.workers.get(&current).is_some_and(|worker| !worker.asked)
         {
             self.clear_due(current, Cause::Operator);
             self.mark_outdated(lost.slot, cx);
@@ -134,16 +121,9 @@ impl Supervisor {
                 reason: "there must be at least 1 worker; to have none, stop the app".to_owned(),
             };
         }
-        let releases = [
-            Some(&self.active),
-            self.roll.as_ref().map(|roll| &roll.target),
-        ];
+        let releases = [Some(&self.active), self.roll.as_ref().map(|roll| &roll.target)];
         let mut tight = false;
-        for policy in releases
-            .into_iter()
-            .flatten()
-            .map(|release| &release.policy)
-        {
+        for policy in releases.into_iter().flatten().map(|release| &release.policy) {
             let (Some(budget), Some(max)) = (policy.memory_budget, policy.memory_max) else {
                 continue;
             };
@@ -156,37 +136,21 @@ impl Supervisor {
                     say::size(budget)
                 ));
             }
-            tight |=
-                policy.surge > 0 && need(workers.saturating_add(policy.surge)) > u128::from(budget);
+            tight |= policy.surge > 0 && need(workers.saturating_add(policy.surge)) > u128::from(budget);
         }
         let old = self.wanted;
         if workers == old {
-            return Response::Done {
-                message: format!("there are {old} already"),
-            };
+            return Response::Done { message: format!("there are {old} already") };
         }
-        let how = if tight {
-            "; the budget leaves no room for surge, so replacements are stop-first"
-        } else {
-            ""
-        };
+        let how = if tight { "; the budget leaves no room for surge, so replacements are stop-first" } else { "" };
         let what = if workers > old {
             format!("from {old} to {}{how}", say::workers(workers))
         } else {
-            format!(
-                "from {old} to {}, the oldest drained{how}",
-                say::workers(workers)
-            )
+            format!("from {old} to {}, the oldest drained{how}", say::workers(workers))
         };
-        cx.act(Action::Note(say::general(
-            Level::Info,
-            NoteKind::Scaled,
-            format!("scale {what}"),
-        )));
+        cx.act(Action::Note(say::general(Level::Info, NoteKind::Scaled, format!("scale {what}"))));
         self.set_wanted(workers, cx);
-        Response::Done {
-            message: format!("scaling {what}"),
-        }
+        Response::Done { message: format!("scaling {what}") }
     }
 
     /// Wants so many workers: fills the lowest holes, or gives up empty slots and then those of the oldest workers.
@@ -218,16 +182,8 @@ impl Supervisor {
 
     /// The slot to give up next: an empty one, the highest first, else the one of the oldest worker; never the canary's.
     fn least_needed(&self) -> Option<SlotId> {
-        let canary = self
-            .roll
-            .as_ref()
-            .filter(|roll| roll.stage == Stage::Canary)
-            .and_then(|roll| roll.slot);
-        let candidates = || {
-            self.slots
-                .iter()
-                .filter(move |(id, slot)| slot.wanted && Some(**id) != canary)
-        };
+        let canary = self.roll.as_ref().filter(|roll| roll.stage == Stage::Canary).and_then(|roll| roll.slot);
+        let candidates = || self.slots.iter().filter(move |(id, slot)| slot.wanted && Some(**id) != canary);
         candidates()
             .rev()
             .find(|(_, slot)| slot.current.is_none())
@@ -259,25 +215,12 @@ impl Supervisor {
     fn forward(&mut self, signal: Signal, slot: Option<SlotId>, cx: &mut Cx<'_>) -> Response {
         let hears = |phase: Phase| phase.is_alive() && phase != Phase::Asked;
         let targets: Vec<WorkerId> = match slot {
-            None => self
-                .workers
-                .iter()
-                .filter(|(_, worker)| hears(worker.phase))
-                .map(|(id, _)| *id)
-                .collect(),
+            None => self.workers.iter().filter(|(_, worker)| hears(worker.phase)).map(|(id, _)| *id).collect(),
             Some(id) => {
-                let Some(slot) = self
-                    .slots
-                    .get(&id)
-                    .filter(|slot| slot.wanted || slot.current.is_some())
-                else {
+                let Some(slot) = self.slots.get(&id).filter(|slot| slot.wanted || slot.current.is_some()) else {
                     return failed(&format!("there is no slot {id}"));
                 };
-                let current = slot.current.filter(|id| {
-                    self.workers
-                        .get(id)
-                        .is_some_and(|worker| hears(worker.phase))
-                });
+                let current = slot.current.filter(|id| self.workers.get(id).is_some_and(|worker| hears(worker.phase)));
                 current.into_iter().collect()
             }
         };
@@ -291,9 +234,7 @@ impl Supervisor {
         for worker in targets {
             cx.act(Action::Signal { worker, signal });
         }
-        Response::Done {
-            message: format!("signal {} sent to {}", signal.0, say::workers(count)),
-        }
+        Response::Done { message: format!("signal {} sent to {}", signal.0, say::workers(count)) }
     }
 
     fn ask_stop(&mut self, fast: bool, id: Option<RequestId>, cx: &mut Cx<'_>) {
@@ -309,9 +250,7 @@ impl Supervisor {
             cx.act(Action::Forget { config: *config });
         }
         let response = if matches!(request, Request::Stop { .. } | Request::Terminate) {
-            Response::Done {
-                message: "stopped".to_owned(),
-            }
+            Response::Done { message: "stopped".to_owned() }
         } else {
             failed("the app is stopped")
         };
@@ -321,8 +260,5 @@ impl Supervisor {
 
 /// A refusal or a failure without last words.
 pub(super) fn failed(reason: &str) -> Response {
-    Response::Failed {
-        reason: reason.to_owned(),
-        last_words: Vec::new(),
-    }
+    Response::Failed { reason: reason.to_owned(), last_words: Vec::new() }
 }

@@ -15,12 +15,7 @@ const PROBATION: Duration = Duration::from_secs(10);
 impl Supervisor {
     /// One more restart of a slot: the first is at once, each further one waits three times longer than the one
     /// before, give or take a tenth. Says how long.
-    pub(super) fn strike(
-        &mut self,
-        id: SlotId,
-        ready_for: Option<Duration>,
-        cx: &mut Cx<'_>,
-    ) -> Duration {
+    pub(super) fn strike(&mut self, id: SlotId, ready_for: Option<Duration>, cx: &mut Cx<'_>) -> Duration {
         let policy = &self.policy_for(id).policy;
         let (backoff, most) = (policy.backoff, policy.backoff_max);
         let Some(slot) = self.slots.get_mut(&id) else {
@@ -33,10 +28,7 @@ impl Supervisor {
         let delay = match slot.strikes.checked_sub(1) {
             None => Duration::ZERO,
             Some(exponent) => {
-                let base = 3_u32
-                    .checked_pow(exponent)
-                    .map_or(most, |factor| backoff.saturating_mul(factor))
-                    .min(most);
+                let base = 3_u32.checked_pow(exponent).map_or(most, |factor| backoff.saturating_mul(factor)).min(most);
                 // 900 to 1100 thousandths.
                 let thousandths = 900 + u128::from(draw(&mut self.rng, 200));
                 let nanos = (base.as_nanos() * thousandths / 1000).min(most.as_nanos());
@@ -56,10 +48,7 @@ impl Supervisor {
                 Level::Info,
                 NoteKind::Backoff,
                 id,
-                &format!(
-                    "backoff, next start in {} (restart {strikes} in a row)",
-                    say::span(delay)
-                ),
+                &format!("backoff, next start in {} (restart {strikes} in a row)", say::span(delay)),
             )));
         }
         delay

@@ -59,13 +59,7 @@ pub(super) struct NextRoll {
 
 impl Supervisor {
     /// An operator asks for a reload: it begins as soon as no roll is under way.
-    pub(super) fn ask_reload(
-        &mut self,
-        config: ConfigId,
-        policy: Policy,
-        id: Option<RequestId>,
-        cx: &mut Cx<'_>,
-    ) {
+    pub(super) fn ask_reload(&mut self, config: ConfigId, policy: Policy, id: Option<RequestId>, cx: &mut Cx<'_>) {
         let mut requests: Vec<RequestId> = id.into_iter().collect();
         if self.roll.is_some() {
             cx.act(Action::Note(say::general(
@@ -76,17 +70,11 @@ impl Supervisor {
         }
         if let Some(mut earlier) = self.next_roll.take() {
             if earlier.config != config {
-                cx.act(Action::Forget {
-                    config: earlier.config,
-                });
+                cx.act(Action::Forget { config: earlier.config });
             }
             requests.splice(0..0, earlier.requests.drain(..));
         }
-        self.next_roll = Some(NextRoll {
-            config,
-            policy,
-            requests,
-        });
+        self.next_roll = Some(NextRoll { config, policy, requests });
         self.changed = true;
     }
 
@@ -100,11 +88,7 @@ impl Supervisor {
         };
         self.changed = true;
         let old = &self.active.policy;
-        let wanted = if next.policy.workers == old.workers {
-            self.wanted
-        } else {
-            next.policy.workers
-        };
+        let wanted = if next.policy.workers == old.workers { self.wanted } else { next.policy.workers };
         if let (Some(budget), Some(max)) = (next.policy.memory_budget, next.policy.memory_max)
             && u128::from(max) * u128::from(wanted) > u128::from(budget)
         {
@@ -119,25 +103,13 @@ impl Supervisor {
                 NoteKind::ReloadUndone,
                 format!("reload refused: {reason}"),
             )));
-            cx.answer_all(
-                next.requests,
-                &Response::Failed {
-                    reason,
-                    last_words: Vec::new(),
-                },
-            );
-            cx.act(Action::Forget {
-                config: next.config,
-            });
+            cx.answer_all(next.requests, &Response::Failed { reason, last_words: Vec::new() });
+            cx.act(Action::Forget { config: next.config });
             return;
         }
         let generation = Generation(self.next_generation);
         self.next_generation += 1;
-        let target = Arc::new(Release {
-            generation,
-            config: next.config,
-            policy: next.policy,
-        });
+        let target = Arc::new(Release { generation, config: next.config, policy: next.policy });
         self.in_use.entry(generation).or_default().config = Some(next.config);
         for slot in self.slots.values_mut() {
             slot.kept = false;
@@ -158,10 +130,7 @@ impl Supervisor {
         if self.told_ready {
             cx.act(Action::Tell(ServiceState::Reloading));
         }
-        let text = format!(
-            "reload: roll from generation {} to {generation}, one canary first",
-            self.active.generation
-        );
+        let text = format!("reload: roll from generation {} to {generation}, one canary first", self.active.generation);
         cx.act(Action::Note(Note {
             generation: Some(generation),
             ..say::general(Level::Info, NoteKind::ReloadStarted, text)
@@ -170,9 +139,7 @@ impl Supervisor {
 
     /// Whether this worker is the canary of a roll that has not held yet.
     pub(super) fn is_canary(&self, id: WorkerId) -> bool {
-        self.roll
-            .as_ref()
-            .is_some_and(|roll| roll.stage == Stage::Canary && roll.worker == Some(id))
+        self.roll.as_ref().is_some_and(|roll| roll.stage == Stage::Canary && roll.worker == Some(id))
     }
 
     /// Chooses the canary's slot: an empty one if there is one, for nothing is lost there; else the lowest.
@@ -183,9 +150,7 @@ impl Supervisor {
         if roll.stage != Stage::Canary || roll.worker.is_some() {
             return;
         }
-        let placed = roll
-            .slot
-            .filter(|id| self.slots.get(id).is_some_and(|slot| slot.wanted));
+        let placed = roll.slot.filter(|id| self.slots.get(id).is_some_and(|slot| slot.wanted));
         let serves = |id: SlotId| {
             self.slots
                 .get(&id)
@@ -195,11 +160,9 @@ impl Supervisor {
         };
         let chosen = match placed {
             Some(id) if !serves(id) => Some(id),
-            _ if self.empty_slots() > 0 => self
-                .slots
-                .iter()
-                .find(|(_, slot)| slot.wanted && slot.current.is_none())
-                .map(|(id, _)| *id),
+            _ if self.empty_slots() > 0 => {
+                self.slots.iter().find(|(_, slot)| slot.wanted && slot.current.is_none()).map(|(id, _)| *id)
+            }
             Some(id) => Some(id),
             None => self
                 .slots
@@ -210,10 +173,7 @@ impl Supervisor {
         let Some(id) = chosen else {
             return;
         };
-        if let Some(old) = placed
-            .filter(|old| *old != id)
-            .and_then(|old| self.slots.get(&old)?.current)
-        {
+        if let Some(old) = placed.filter(|old| *old != id).and_then(|old| self.slots.get(&old)?.current) {
             self.clear_due(old, Cause::Reload);
         }
         if let Some(roll) = self.roll.as_mut() {
@@ -256,14 +216,7 @@ impl Supervisor {
         self.active = Arc::clone(&target);
         self.changed = true;
         if let Some(id) = canary {
-            self.say(
-                id,
-                Level::Info,
-                NoteKind::Notice,
-                None,
-                "the canary held, the others follow",
-                cx,
-            );
+            self.say(id, Level::Info, NoteKind::Notice, None, "the canary held, the others follow", cx);
         }
         if target.policy.workers != previous.policy.workers {
             if let Some(roll) = self.roll.as_mut() {
@@ -272,10 +225,7 @@ impl Supervisor {
             self.set_wanted(target.policy.workers, cx);
         }
         if let Some(slot) = slot
-            && self
-                .slots
-                .get(&slot)
-                .is_some_and(|slot| slot.replacement.is_some() && slot.replacement == canary)
+            && self.slots.get(&slot).is_some_and(|slot| slot.replacement.is_some() && slot.replacement == canary)
         {
             self.hand_over(slot, cx);
             self.answer_recycles(slot, cx);
@@ -289,10 +239,8 @@ impl Supervisor {
             .workers
             .iter()
             .filter(|(_, worker)| {
-                matches!(
-                    worker.phase,
-                    Phase::Starting | Phase::Ready | Phase::Draining
-                ) && worker.generation() < release.generation
+                matches!(worker.phase, Phase::Starting | Phase::Ready | Phase::Draining)
+                    && worker.generation() < release.generation
             })
             .map(|(id, _)| *id)
             .collect();
@@ -306,21 +254,14 @@ impl Supervisor {
 
     /// A ready worker of a generation that a roll is leaving is due.
     pub(super) fn mark_outdated(&mut self, id: SlotId, cx: &mut Cx<'_>) {
-        if self
-            .roll
-            .as_ref()
-            .is_none_or(|roll| roll.stage == Stage::Canary)
-        {
+        if self.roll.as_ref().is_none_or(|roll| roll.stage == Stage::Canary) {
             return;
         }
         let Some(slot) = self.slots.get(&id).filter(|slot| slot.wanted && !slot.kept) else {
             return;
         };
         if let Some(current) = slot.current
-            && self
-                .workers
-                .get(&current)
-                .is_some_and(|worker| worker.generation() != self.active.generation)
+            && self.workers.get(&current).is_some_and(|worker| worker.generation() != self.active.generation)
         {
             self.mark_due(current, Cause::Reload, "", cx);
         }
@@ -335,10 +276,7 @@ impl Supervisor {
             self.clear_due(current, Cause::Reload);
         }
         let reason = match lost.ready_for {
-            None => format!(
-                "the canary in slot {} did not get ready: {}",
-                lost.slot, lost.reason
-            ),
+            None => format!("the canary in slot {} did not get ready: {}", lost.slot, lost.reason),
             Some(span) => {
                 format!(
                     "the canary in slot {} did not hold: {} {} after READY",
@@ -379,27 +317,16 @@ impl Supervisor {
         let Some(roll) = self.roll.as_mut() else {
             return;
         };
-        let reason = format!(
-            "slot {} failed {ATTEMPTS} starts of generation {}: {}",
-            lost.slot, lost.generation, lost.reason
-        );
-        let text = format!(
-            "roll stopped: {reason}; back to generation {}",
-            roll.previous.generation
-        );
+        let reason =
+            format!("slot {} failed {ATTEMPTS} starts of generation {}: {}", lost.slot, lost.generation, lost.reason);
+        let text = format!("roll stopped: {reason}; back to generation {}", roll.previous.generation);
         roll.stage = Stage::Undoing;
         roll.undone = Some((reason, lost.last_words.clone()));
         let (target, previous) = (Arc::clone(&roll.target), Arc::clone(&roll.previous));
-        let wanted = roll
-            .wanted_before
-            .filter(|_| self.wanted == target.policy.workers);
+        let wanted = roll.wanted_before.filter(|_| self.wanted == target.policy.workers);
         self.active = Arc::clone(&previous);
         self.changed = true;
-        cx.act(Action::Note(say::general(
-            Level::Error,
-            NoteKind::Notice,
-            text,
-        )));
+        cx.act(Action::Note(say::general(Level::Error, NoteKind::Notice, text)));
         if let Some(wanted) = wanted {
             self.set_wanted(wanted, cx);
         }
@@ -434,9 +361,11 @@ impl Supervisor {
             let Some(current) = slot.current else {
                 continue;
             };
-            if self.workers.get(&current).is_some_and(|worker| {
-                worker.phase == Phase::Ready && worker.generation() != self.active.generation
-            }) {
+            if self
+                .workers
+                .get(&current)
+                .is_some_and(|worker| worker.phase == Phase::Ready && worker.generation() != self.active.generation)
+            {
                 slot.kept = true;
                 self.clear_due(current, Cause::Reload);
             }
@@ -453,10 +382,7 @@ impl Supervisor {
         match roll.stage {
             Stage::Canary => {}
             Stage::Rest => {
-                let clean = self
-                    .in_use
-                    .iter()
-                    .all(|(generation, users)| *generation == target || users.alive == 0);
+                let clean = self.in_use.iter().all(|(generation, users)| *generation == target || users.alive == 0);
                 if clean && self.counts.serving == self.wanted {
                     self.end_roll(None, cx);
                 }
@@ -483,9 +409,7 @@ impl Supervisor {
                 _ => return false,
             }
         }
-        self.in_use
-            .get(&target)
-            .is_none_or(|users| users.alive == kept)
+        self.in_use.get(&target).is_none_or(|users| users.alive == kept)
     }
 
     fn end_roll(&mut self, undone: Option<(String, Vec<String>)>, cx: &mut Cx<'_>) {
@@ -510,20 +434,14 @@ impl Supervisor {
                 self.active.generation,
                 say::last_words(&last_words)
             );
-            (
-                say::general(Level::Error, NoteKind::ReloadUndone, text),
-                Response::Failed { reason, last_words },
-            )
+            (say::general(Level::Error, NoteKind::ReloadUndone, text), Response::Failed { reason, last_words })
         } else {
             let message = format!(
                 "generation {}: {} of {} ready after {took}",
                 roll.target.generation, self.counts.serving, self.wanted
             );
             let text = format!("reload done, {message}");
-            (
-                say::general(Level::Info, NoteKind::ReloadDone, text),
-                Response::Done { message },
-            )
+            (say::general(Level::Info, NoteKind::ReloadDone, text), Response::Done { message })
         };
         cx.answer_all(roll.requests, &response);
         cx.act(Action::Note(Note { generation, ..note }));
@@ -532,16 +450,9 @@ impl Supervisor {
 
     /// Whether workers of an undone generation serve beside those of the active one.
     pub(super) fn is_mixed(&self) -> bool {
-        let other = |id: &WorkerId| {
-            self.workers
-                .get(id)
-                .is_some_and(|worker| worker.generation() != self.active.generation)
-        };
-        self.roll.is_none()
-            && self
-                .slots
-                .values()
-                .any(|slot| slot.current.as_ref().is_some_and(other))
+        let other =
+            |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.generation() != self.active.generation);
+        self.roll.is_none() && self.slots.values().any(|slot| slot.current.as_ref().is_some_and(other))
     }
 
     /// Answers the clients of rolls that a stop makes impossible.
@@ -552,9 +463,7 @@ impl Supervisor {
         }
         if let Some(next) = self.next_roll.take() {
             cx.answer_all(next.requests, response);
-            cx.act(Action::Forget {
-                config: next.config,
-            });
+            cx.act(Action::Forget { config: next.config });
         }
     }
 

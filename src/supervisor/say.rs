@@ -10,12 +10,7 @@ use super::{Cx, Supervisor};
 
 /// Bytes for people: `512.0M`.
 pub(super) fn size(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [
-        (1 << 40, "T"),
-        (1 << 30, "G"),
-        (1 << 20, "M"),
-        (1 << 10, "K"),
-    ];
+    const UNITS: [(u64, &str); 4] = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
     for (unit, letter) in UNITS {
         if bytes >= unit {
             let tenths = u128::from(bytes) * 10 / u128::from(unit);
@@ -46,18 +41,12 @@ pub(super) fn span(span: Duration) -> String {
 
 /// `; last words: …`, or nothing: the last line of what a worker wrote.
 pub(super) fn last_words(words: &[String]) -> String {
-    words
-        .last()
-        .map_or_else(String::new, |line| format!("; last words: {line}"))
+    words.last().map_or_else(String::new, |line| format!("; last words: {line}"))
 }
 
 /// `1 worker`, `4 workers`.
 pub(super) fn workers(count: u32) -> String {
-    if count == 1 {
-        "1 worker".to_owned()
-    } else {
-        format!("{count} workers")
-    }
+    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
 }
 
 /// A note about the app as a whole.
@@ -118,10 +107,7 @@ pub(super) fn about(
 
 /// A note about a slot without a worker.
 pub(super) fn place(level: Level, kind: NoteKind, slot: SlotId, text: &str) -> Note {
-    Note {
-        slot: Some(slot),
-        ..general(level, kind, format!("slot {slot}: {text}"))
-    }
+    Note { slot: Some(slot), ..general(level, kind, format!("slot {slot}: {text}")) }
 }
 
 #[cfg(test)]

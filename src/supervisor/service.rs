@@ -49,11 +49,7 @@ impl Supervisor {
                     lost.reason,
                     say::last_words(&lost.last_words)
                 );
-                cx.act(Action::Note(say::general(
-                    Level::Error,
-                    NoteKind::Notice,
-                    text,
-                )));
+                cx.act(Action::Note(say::general(Level::Error, NoteKind::Notice, text)));
                 self.begin_stop(false, 1, cx);
             }
             Some(_) => {}
@@ -67,25 +63,13 @@ impl Supervisor {
 
     /// Says READY once every slot had its first outcome and one is ready.
     pub(super) fn check_ready(&mut self, cx: &mut Cx<'_>) {
-        if self.told_ready
-            || self.stop.is_some()
-            || self.outcomes_missing > 0
-            || self.counts.serving == 0
-        {
+        if self.told_ready || self.stop.is_some() || self.outcomes_missing > 0 || self.counts.serving == 0 {
             return;
         }
         self.told_ready = true;
         cx.act(Action::Tell(ServiceState::Ready));
-        let text = format!(
-            "ready: {} of {} ready",
-            self.counts.serving,
-            say::workers(self.wanted)
-        );
-        cx.act(Action::Note(say::general(
-            Level::Info,
-            NoteKind::ServiceReady,
-            text,
-        )));
+        let text = format!("ready: {} of {} ready", self.counts.serving, say::workers(self.wanted));
+        cx.act(Action::Note(say::general(Level::Info, NoteKind::ServiceReady, text)));
     }
 
     /// The state of the service in a line.
@@ -101,10 +85,8 @@ impl Supervisor {
             return;
         }
         self.told_status = Some(told);
-        let mut status = format!(
-            "{} of {} ready, generation {}",
-            self.counts.serving, self.wanted, self.active.generation
-        );
+        let mut status =
+            format!("{} of {} ready, generation {}", self.counts.serving, self.wanted, self.active.generation);
         if self.stop.is_some() {
             status += ", stopping";
         } else if let Some(roll) = &self.roll {
@@ -122,27 +104,15 @@ impl Supervisor {
     /// Asks systemd for patience while it waits for us.
     pub(super) fn ask_patience(&mut self, cx: &mut Cx<'_>) {
         let waits = !self.told_ready || self.roll.is_some() || self.stop.is_some();
-        if !waits
-            || self
-                .told_extend
-                .is_some_and(|at| cx.now - at < EXTEND_PAUSE)
-        {
+        if !waits || self.told_extend.is_some_and(|at| cx.now - at < EXTEND_PAUSE) {
             return;
         }
         self.told_extend = Some(cx.now);
-        let policy = self
-            .roll
-            .as_ref()
-            .map_or(&self.active.policy, |roll| &roll.target.policy);
+        let policy = self.roll.as_ref().map_or(&self.active.policy, |roll| &roll.target.policy);
         let ahead = if self.stop.is_some() {
             policy.graceful
         } else {
-            policy
-                .start
-                .max(policy.graceful)
-                .max(policy.hold)
-                .max(policy.backoff_max)
-                .saturating_add(FENCE)
+            policy.start.max(policy.graceful).max(policy.hold).max(policy.backoff_max).saturating_add(FENCE)
         };
         self.extend_service(ahead, cx);
     }
@@ -162,24 +132,12 @@ impl Supervisor {
             return;
         }
         self.changed = true;
-        let how = if fast {
-            "fast stop"
-        } else {
-            "stop, draining all workers"
-        };
-        cx.act(Action::Note(say::general(
-            Level::Info,
-            NoteKind::ServiceStopping,
-            how.to_owned(),
-        )));
+        let how = if fast { "fast stop" } else { "stop, draining all workers" };
+        cx.act(Action::Note(say::general(Level::Info, NoteKind::ServiceStopping, how.to_owned())));
         if let Some(stop) = self.stop.as_mut() {
             stop.fast = fast;
         } else {
-            self.stop = Some(Stop {
-                fast,
-                code,
-                requests: Vec::new(),
-            });
+            self.stop = Some(Stop { fast, code, requests: Vec::new() });
             cx.act(Action::Tell(ServiceState::Stopping));
             let refusal = failed("the app is stopping");
             self.give_up_rolls(&refusal, cx);
@@ -192,12 +150,8 @@ impl Supervisor {
                 self.refresh(id);
             }
         }
-        let alive: Vec<WorkerId> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.phase < Phase::Killing)
-            .map(|(id, _)| *id)
-            .collect();
+        let alive: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| worker.phase < Phase::Killing).map(|(id, _)| *id).collect();
         for id in alive {
             if fast {
                 self.kill_fast(id, cx);
@@ -222,12 +176,7 @@ impl Supervisor {
         let (code, requests) = (stop.code, std::mem::take(&mut stop.requests));
         self.over = true;
         self.timers.clear();
-        cx.answer_all(
-            requests,
-            &Response::Done {
-                message: "stopped".to_owned(),
-            },
-        );
+        cx.answer_all(requests, &Response::Done { message: "stopped".to_owned() });
         cx.act(Action::Note(say::general(
             Level::Info,
             NoteKind::ServiceStopped,

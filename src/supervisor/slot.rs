@@ -93,9 +93,7 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
-        let current = slot
-            .current
-            .and_then(|id| self.workers.get(&id).map(|worker| (id, worker)));
+        let current = slot.current.and_then(|id| self.workers.get(&id).map(|worker| (id, worker)));
         let free = slot.wanted && slot.wait.is_none();
         let alone = slot.replacement.is_none();
         let phase = current.map(|(_, worker)| worker.phase);
@@ -123,8 +121,7 @@ impl Supervisor {
             return;
         }
         self.changed = true;
-        self.counts.occupied =
-            self.counts.occupied + u32::from(new.occupied) - u32::from(old.occupied);
+        self.counts.occupied = self.counts.occupied + u32::from(new.occupied) - u32::from(old.occupied);
         self.counts.serving = self.counts.serving + u32::from(new.serving) - u32::from(old.serving);
         if old.vacant != new.vacant {
             if new.vacant {
@@ -152,10 +149,6 @@ impl Supervisor {
 
     /// The slots that are to have a worker, lowest first.
     pub(super) fn wanted_slots(&self) -> Vec<SlotId> {
-        self.slots
-            .iter()
-            .filter(|(_, slot)| slot.wanted)
-            .map(|(id, _)| *id)
-            .collect()
+        self.slots.iter().filter(|(_, slot)| slot.wanted).map(|(id, _)| *id).collect()
     }
 }

@@ -201,11 +201,7 @@ impl Supervisor {
                     last_death: slot.last_death.clone(),
                 })
                 .collect(),
-            workers: self
-                .workers
-                .iter()
-                .map(|(id, worker)| view(*id, worker))
-                .collect(),
+            workers: self.workers.iter().map(|(id, worker)| view(*id, worker)).collect(),
             verdicts: self.verdicts.clone(),
             recycles: self.recycles.clone(),
             next_deadline: self.next_deadline().map(|(at, name)| (at, name.to_owned())),
@@ -216,11 +212,7 @@ impl Supervisor {
 fn view(id: WorkerId, worker: &Worker) -> WorkerView {
     let deadline = Clock::ALL
         .into_iter()
-        .filter_map(|clock| {
-            worker
-                .clock(clock)
-                .map(|at| (at, clock_name(worker, clock)))
-        })
+        .filter_map(|clock| worker.clock(clock).map(|at| (at, clock_name(worker, clock))))
         .min()
         .map(|(at, name)| (at, name.to_owned()));
     let requests = worker.requests.unwrap_or(0);
@@ -240,16 +232,10 @@ fn view(id: WorkerId, worker: &Worker) -> WorkerView {
         ready_at: worker.ready_at,
         requests: worker.requests,
         quota: worker.quota,
-        overrun: worker
-            .quota
-            .map_or(0, |quota| requests.saturating_sub(quota)),
+        overrun: worker.quota.map_or(0, |quota| requests.saturating_sub(quota)),
         lifetime: worker.lifetime,
         due: worker.due.map(|(cause, _)| cause),
-        reason: worker
-            .kill
-            .map(Verdict::name)
-            .or_else(|| worker.drain.map(Drain::name))
-            .map(str::to_owned),
+        reason: worker.kill.map(Verdict::name).or_else(|| worker.drain.map(Drain::name)).map(str::to_owned),
         status: worker.status.clone(),
         unreclaimable: worker.unreclaimable,
         recycle_at: worker.recycle_at,

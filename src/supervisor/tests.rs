@@ -34,18 +34,10 @@ fn if_every_first_start_fails_it_leaves_with_1_and_the_last_words() {
         bench.ends(id, Ended::Exit(3));
     }
     let third = bench.starts[2].worker;
-    bench.step(Event::StartFailed {
-        worker: third,
-        error: "given up".to_owned(),
-    });
+    bench.step(Event::StartFailed { worker: third, error: "given up".to_owned() });
     assert_eq!(bench.exit(), Some(1));
     assert!(!bench.told(&ServiceState::Ready));
-    assert!(
-        bench
-            .notes(NoteKind::Notice)
-            .iter()
-            .any(|note| note.message.contains("last line"))
-    );
+    assert!(bench.notes(NoteKind::Notice).iter().any(|note| note.message.contains("last line")));
 }
 
 #[test]
@@ -57,10 +49,7 @@ fn a_death_is_replaced_at_once_and_named() {
     assert_eq!(bench.starts.len(), 3);
     let died = bench.notes(NoteKind::WorkerDied);
     assert_eq!(died.len(), 1);
-    assert_eq!(
-        died[0].message,
-        "slot 0 pid 1001: signal 9; replaced at once; last words: last line"
-    );
+    assert_eq!(died[0].message, "slot 0 pid 1001: signal 9; replaced at once; last words: last line");
 }
 
 #[test]
@@ -88,18 +77,10 @@ fn an_oom_kill_says_limit_and_peak() {
     (policy.memory_max, policy.recycle_at) = (Some(512 << 20), Some(400 << 20));
     let mut bench = Bench::ready(policy);
     let id = bench.current(1);
-    let death = Death {
-        ended: KILLED,
-        oom_killed: Some(true),
-        peak: None,
-        last_words: Vec::new(),
-    };
+    let death = Death { ended: KILLED, oom_killed: Some(true), peak: None, last_words: Vec::new() };
     bench.step(Event::Exited { worker: id, death });
     let died = bench.notes(NoteKind::WorkerDied);
-    assert_eq!(
-        died[0].message,
-        "slot 1 pid 1002: oom-kill at limit 512.0M (peak 512.0M); replaced at once"
-    );
+    assert_eq!(died[0].message, "slot 1 pid 1002: oom-kill at limit 512.0M (peak 512.0M); replaced at once");
     assert_eq!(died[0].reason.as_deref(), Some("oom-kill"));
 }
 
@@ -114,15 +95,8 @@ fn a_quota_is_replaced_start_before_stop_and_one_at_a_time() {
     }
     for slot in 0..4 {
         let old = bench.current(slot);
-        assert_eq!(
-            bench.starts.len(),
-            5 + slot as usize,
-            "one replacement at a time"
-        );
-        assert!(
-            bench.signals().is_empty(),
-            "nobody drains before the replacement is ready"
-        );
+        assert_eq!(bench.starts.len(), 5 + slot as usize, "one replacement at a time");
+        assert!(bench.signals().is_empty(), "nobody drains before the replacement is ready");
         let new = bench.newest().worker;
         bench.up(new);
         assert_eq!(bench.signals(), [(old, 15)]);
@@ -157,10 +131,7 @@ fn a_replacement_that_fails_is_tried_again_while_the_old_one_serves() {
     bench.say(id, Message::Requests(50));
     for _ in 0..3 {
         let new = bench.newest().worker;
-        bench.step(Event::StartFailed {
-            worker: new,
-            error: "no".to_owned(),
-        });
+        bench.step(Event::StartFailed { worker: new, error: "no".to_owned() });
         bench.pass(SECOND);
     }
     assert_eq!(bench.current(0), id);
@@ -185,11 +156,7 @@ fn the_old_one_dies_meanwhile_and_the_replacement_takes_over() {
 }
 
 fn memory_policy() -> Policy {
-    Policy {
-        memory_max: Some(1000),
-        recycle_at: Some(800),
-        ..policy()
-    }
+    Policy { memory_max: Some(1000), recycle_at: Some(800), ..policy() }
 }
 
 #[test]
@@ -197,39 +164,18 @@ fn the_first_edge_pulses_and_replaces_the_second_drains_first() {
     let mut bench = Bench::ready(memory_policy());
     let id = bench.current(0);
     bench.pass(Duration::from_secs(5));
-    bench.step(Event::Memory {
-        worker: id,
-        unreclaimable: 700,
-    });
+    bench.step(Event::Memory { worker: id, unreclaimable: 700 });
     assert!(bench.actions.is_empty(), "cache does not count");
     bench.pass(SECOND);
-    assert_eq!(
-        bench.take(),
-        [Action::ArmMemory {
-            worker: id,
-            edge: Some(800)
-        }]
-    );
-    bench.step(Event::Memory {
-        worker: id,
-        unreclaimable: 810,
-    });
+    assert_eq!(bench.take(), [Action::ArmMemory { worker: id, edge: Some(800) }]);
+    bench.step(Event::Memory { worker: id, unreclaimable: 810 });
     assert!(bench.actions.contains(&Action::Pulse { worker: id }));
-    assert!(bench.actions.contains(&Action::ArmMemory {
-        worker: id,
-        edge: Some(900)
-    }));
+    assert!(bench.actions.contains(&Action::ArmMemory { worker: id, edge: Some(900) }));
     assert_eq!(bench.starts.len(), 3);
     assert!(bench.signals().is_empty());
-    bench.step(Event::Memory {
-        worker: id,
-        unreclaimable: 905,
-    });
+    bench.step(Event::Memory { worker: id, unreclaimable: 905 });
     assert_eq!(bench.signals(), [(id, 15)]);
-    assert!(bench.actions.contains(&Action::ArmMemory {
-        worker: id,
-        edge: None
-    }));
+    assert!(bench.actions.contains(&Action::ArmMemory { worker: id, edge: None }));
     assert_eq!(bench.notes(NoteKind::DrainFirst).len(), 1);
     let new = bench.newest().worker;
     bench.up(new);
@@ -243,18 +189,11 @@ fn at_the_first_edge_with_surge_taken_it_drains_first() {
     let (first, second) = (bench.current(0), bench.current(1));
     bench.pass(Duration::from_secs(5));
     bench.say(first, Message::Recycle);
-    bench.step(Event::Memory {
-        worker: second,
-        unreclaimable: 810,
-    });
+    bench.step(Event::Memory { worker: second, unreclaimable: 810 });
     assert_eq!(bench.signals(), [(second, 15)]);
     assert_eq!(bench.starts.len(), 3);
     bench.ends(second, Ended::Exit(0));
-    assert_eq!(
-        bench.starts.len(),
-        4,
-        "an empty slot does not wait for surge"
-    );
+    assert_eq!(bench.starts.len(), 4, "an empty slot does not wait for surge");
 }
 
 #[test]
@@ -268,11 +207,7 @@ fn without_room_in_the_budget_it_stops_first_and_says_so() {
     assert_eq!(bench.notes(NoteKind::StopFirst).len(), 1);
     assert_eq!(bench.signals(), [(first, 15)]);
     bench.dies(first, Ended::Exit(0));
-    assert_eq!(
-        bench.starts.len(),
-        2,
-        "what is left of it may still hold memory"
-    );
+    assert_eq!(bench.starts.len(), 2, "what is left of it may still hold memory");
     bench.step(Event::Gone { worker: first });
     assert_eq!(bench.starts.len(), 3);
     let new = bench.newest().worker;
@@ -293,10 +228,7 @@ fn a_silent_worker_gets_sigabrt_then_sigkill() {
     bench.pass(Duration::from_secs(2));
     assert_eq!(bench.kills(), [second]);
     bench.dies(second, Ended::Signal(Signal(6)));
-    assert_eq!(
-        bench.notes(NoteKind::WorkerDied)[0].reason.as_deref(),
-        Some("watchdog")
-    );
+    assert_eq!(bench.notes(NoteKind::WorkerDied)[0].reason.as_deref(), Some("watchdog"));
 }
 
 #[test]
@@ -312,10 +244,7 @@ fn a_start_that_takes_too_long_is_killed_unless_it_asks_for_time() {
     bench.pass(Duration::from_secs(539));
     assert!(!bench.kills().contains(&second));
     bench.pass(SECOND);
-    assert!(
-        bench.kills().contains(&second),
-        "ten times the configured value at most"
-    );
+    assert!(bench.kills().contains(&second), "ten times the configured value at most");
 }
 
 #[test]
@@ -346,26 +275,16 @@ fn stop_drains_then_kills_and_answers_at_the_end() {
     bench.ends(second, KILLED);
     assert_eq!(bench.replies().len(), 1);
     assert_eq!(bench.exit(), Some(0));
-    let verdicts: Vec<_> = bench
-        .notes(NoteKind::WorkerDied)
-        .into_iter()
-        .filter_map(|note| note.reason)
-        .collect();
+    let verdicts: Vec<_> = bench.notes(NoteKind::WorkerDied).into_iter().filter_map(|note| note.reason).collect();
     assert_eq!(verdicts, ["drained", "drain-deadline"]);
 }
 
 #[test]
 fn a_second_terminate_kills_at_once() {
     let mut bench = Bench::ready(policy());
-    bench.step(Event::Request {
-        id: None,
-        request: Request::Terminate,
-    });
+    bench.step(Event::Request { id: None, request: Request::Terminate });
     assert!(bench.kills().is_empty());
-    bench.step(Event::Request {
-        id: None,
-        request: Request::Terminate,
-    });
+    bench.step(Event::Request { id: None, request: Request::Terminate });
     assert_eq!(bench.kills().len(), 2);
 }
 
@@ -390,9 +309,7 @@ fn a_roll_tries_a_canary_holds_it_and_takes_the_rest_with_it() {
     bench.dies(second, Ended::Exit(0));
     assert!(matches!(&bench.replies()[..], [(2, Response::Done { .. })]));
     bench.step(Event::Gone { worker: second });
-    assert!(bench.actions.contains(&Action::Forget {
-        config: super::id::ConfigId(1)
-    }));
+    assert!(bench.actions.contains(&Action::Forget { config: super::id::ConfigId(1) }));
 }
 
 #[test]
@@ -420,10 +337,7 @@ fn during_the_canary_other_slots_restart_under_the_old_generation() {
     bench.reload(2, policy());
     bench.dies(second, KILLED);
     let restart = bench.newest();
-    assert_eq!(
-        (restart.slot, restart.generation),
-        (SlotId(1), Generation(1))
-    );
+    assert_eq!((restart.slot, restart.generation), (SlotId(1), Generation(1)));
 }
 
 #[test]
@@ -444,9 +358,7 @@ fn reloads_during_a_roll_make_one_further_roll() {
     assert_eq!(bench.starts.len(), 3);
     let replies: Vec<u64> = bench.replies().into_iter().map(|(id, _)| id).collect();
     assert_eq!(replies, [2, 3, 4]);
-    assert!(bench.actions.contains(&Action::Forget {
-        config: super::id::ConfigId(3)
-    }));
+    assert!(bench.actions.contains(&Action::Forget { config: super::id::ConfigId(3) }));
 }
 
 #[test]
@@ -462,10 +374,7 @@ fn a_later_worker_that_fails_three_starts_brings_the_old_configuration_back() {
     for _ in 0..3 {
         let start = bench.newest();
         assert_eq!((start.slot, start.generation), (SlotId(1), Generation(2)));
-        bench.step(Event::StartFailed {
-            worker: start.worker,
-            error: "broken".to_owned(),
-        });
+        bench.step(Event::StartFailed { worker: start.worker, error: "broken".to_owned() });
         bench.pass(SECOND);
     }
     let back = bench.newest();
@@ -474,10 +383,7 @@ fn a_later_worker_that_fails_three_starts_brings_the_old_configuration_back() {
     assert!(bench.replies().is_empty());
     bench.up(back.worker);
     bench.ends(canary, Ended::Exit(0));
-    assert!(matches!(
-        &bench.replies()[..],
-        [(2, Response::Failed { .. })]
-    ));
+    assert!(matches!(&bench.replies()[..], [(2, Response::Failed { .. })]));
     assert!(!bench.core.snapshot().mixed);
 }
 
@@ -493,16 +399,10 @@ fn if_the_old_configuration_does_not_start_either_the_new_worker_is_kept() {
     bench.ends(first, Ended::Exit(0));
     for _ in 0..6 {
         let worker = bench.newest().worker;
-        bench.step(Event::StartFailed {
-            worker,
-            error: "broken".to_owned(),
-        });
+        bench.step(Event::StartFailed { worker, error: "broken".to_owned() });
         bench.pass(SECOND);
     }
-    assert!(matches!(
-        &bench.replies()[..],
-        [(2, Response::Failed { .. })]
-    ));
+    assert!(matches!(&bench.replies()[..], [(2, Response::Failed { .. })]));
     assert_eq!(bench.current(0), canary);
     assert!(bench.core.snapshot().mixed);
     let starts = bench.starts.len();
@@ -524,11 +424,7 @@ fn scaling_down_drains_the_oldest_and_up_fills_the_lowest_hole() {
     bench.ask(7, Request::Scale { workers: 0 });
     assert!(matches!(
         bench.replies()[..],
-        [
-            (5, Response::Done { .. }),
-            (6, Response::Done { .. }),
-            (7, Response::Invalid { .. })
-        ]
+        [(5, Response::Done { .. }), (6, Response::Done { .. }), (7, Response::Invalid { .. })]
     ));
 }
 
@@ -538,18 +434,12 @@ fn an_asked_recycle_is_answered_when_the_old_worker_is_gone() {
     let id = bench.current(1);
     bench.ask(5, Request::Recycle { slot: SlotId(1) });
     bench.ask(6, Request::Recycle { slot: SlotId(7) });
-    assert!(matches!(
-        &bench.replies()[..],
-        [(6, Response::Failed { .. })]
-    ));
+    assert!(matches!(&bench.replies()[..], [(6, Response::Failed { .. })]));
     let new = bench.newest().worker;
     bench.up(new);
     assert_eq!(bench.replies().len(), 1);
     bench.dies(id, Ended::Exit(0));
-    assert!(matches!(
-        &bench.replies()[1..],
-        [(5, Response::Done { .. })]
-    ));
+    assert!(matches!(&bench.replies()[1..], [(5, Response::Done { .. })]));
 }
 
 #[test]

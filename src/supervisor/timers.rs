@@ -30,13 +30,7 @@ impl Clock {
     /// How many there are.
     pub(super) const COUNT: usize = 5;
     /// All of them.
-    pub(super) const ALL: [Self; Self::COUNT] = [
-        Self::State,
-        Self::Watchdog,
-        Self::Lifetime,
-        Self::Mask,
-        Self::Count,
-    ];
+    pub(super) const ALL: [Self; Self::COUNT] = [Self::State, Self::Watchdog, Self::Lifetime, Self::Mask, Self::Count];
 }
 
 /// Whose deadline it is.
@@ -62,11 +56,7 @@ pub(super) fn deadline(from: Time, span: Duration) -> Option<Time> {
 impl Supervisor {
     /// Sets or clears one clock of one worker.
     pub(super) fn set_clock(&mut self, id: WorkerId, clock: Clock, at: Option<Time>) {
-        let Some(kept) = self
-            .workers
-            .get_mut(&id)
-            .and_then(|worker| worker.clock_mut(clock))
-        else {
+        let Some(kept) = self.workers.get_mut(&id).and_then(|worker| worker.clock_mut(clock)) else {
             return;
         };
         let timer = Timer::Worker(id, clock);
@@ -114,10 +104,7 @@ impl Supervisor {
     /// What a deadline is called.
     pub(super) fn timer_name(&self, timer: Timer) -> &'static str {
         match timer {
-            Timer::Worker(id, clock) => self
-                .workers
-                .get(&id)
-                .map_or("none", |worker| clock_name(worker, clock)),
+            Timer::Worker(id, clock) => self.workers.get(&id).map_or("none", |worker| clock_name(worker, clock)),
             Timer::Slot(_) => "backoff",
             Timer::Hold => "hold",
         }

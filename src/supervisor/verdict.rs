@@ -88,21 +88,13 @@ mod tests {
     use crate::config::model::Signal;
 
     fn death(ended: Ended, oom_killed: Option<bool>) -> Death {
-        Death {
-            ended,
-            oom_killed,
-            peak: None,
-            last_words: Vec::new(),
-        }
+        Death { ended, oom_killed, peak: None, last_words: Vec::new() }
     }
 
     #[test]
     fn an_oom_kill_is_one_whoever_signalled() {
         let death = death(Ended::Signal(Signal(9)), Some(true));
-        assert_eq!(
-            judge(&death, Some(Verdict::Watchdog), true),
-            Verdict::OomKill
-        );
+        assert_eq!(judge(&death, Some(Verdict::Watchdog), true), Verdict::OomKill);
         assert_eq!(judge(&death, None, true), Verdict::OomKill);
         assert_eq!(judge(&death, None, false), Verdict::OomKill);
     }
@@ -110,10 +102,7 @@ mod tests {
     #[test]
     fn our_kill_beats_our_drain_signal() {
         let death = death(Ended::Exit(0), Some(false));
-        assert_eq!(
-            judge(&death, Some(Verdict::DrainDeadline), true),
-            Verdict::DrainDeadline
-        );
+        assert_eq!(judge(&death, Some(Verdict::DrainDeadline), true), Verdict::DrainDeadline);
     }
 
     #[test]
@@ -128,13 +117,7 @@ mod tests {
         let kill = death(Ended::Signal(Signal(9)), None);
         assert_eq!(judge(&kill, None, false), Verdict::Signal);
         assert_eq!(describe(Verdict::Signal, kill.ended), "signal 9");
-        assert_eq!(
-            judge(&death(Ended::Unknown, None), None, false),
-            Verdict::Unknown
-        );
-        assert_eq!(
-            judge(&death(Ended::Exit(3), None), None, false),
-            Verdict::Exit
-        );
+        assert_eq!(judge(&death(Ended::Unknown, None), None, false), Verdict::Unknown);
+        assert_eq!(judge(&death(Ended::Exit(3), None), None, false), Verdict::Exit);
     }
 }

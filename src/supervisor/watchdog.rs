@@ -31,9 +31,7 @@ impl Supervisor {
         };
         worker.last_ping = cx.now;
         let at = deadline(cx.now, watchdog);
-        let granted = worker
-            .clock(Clock::Watchdog)
-            .filter(|granted| at.is_some_and(|at| *granted > at));
+        let granted = worker.clock(Clock::Watchdog).filter(|granted| at.is_some_and(|at| *granted > at));
         self.set_clock(id, Clock::Watchdog, granted.or(at));
     }
 
@@ -54,19 +52,13 @@ impl Supervisor {
         let slot = worker.slot;
         self.enter(id, Phase::Aborting, cx.now);
         self.set_clock(id, Clock::State, deadline(cx.now, abort));
-        cx.act(Action::Signal {
-            worker: id,
-            signal: SIGABRT,
-        });
+        cx.act(Action::Signal { worker: id, signal: SIGABRT });
         self.say(
             id,
             Level::Warning,
             NoteKind::WorkerKilling,
             Some(Verdict::Watchdog.name()),
-            &format!(
-                "watchdog, {text}; SIGABRT, then SIGKILL after {}",
-                say::span(abort)
-            ),
+            &format!("watchdog, {text}; SIGABRT, then SIGKILL after {}", say::span(abort)),
             cx,
         );
         self.refresh(slot);
@@ -89,9 +81,7 @@ impl Supervisor {
         };
         let policy = worker.policy();
         let (clock, from, configured) = match worker.phase {
-            Phase::Starting if policy.ready == Ready::Notify => {
-                (Clock::State, worker.since, Some(policy.start))
-            }
+            Phase::Starting if policy.ready == Ready::Notify => (Clock::State, worker.since, Some(policy.start)),
             Phase::Ready => (Clock::Watchdog, worker.last_ping, policy.watchdog),
             Phase::Draining => (Clock::State, worker.since, Some(policy.graceful)),
             Phase::Asked | Phase::Starting | Phase::Aborting | Phase::Killing | Phase::Leftover => {

@@ -212,9 +212,6 @@ impl Worker {
 
     /// `slot 2 pid 4711`, the start of every sentence about it.
     pub(super) fn title(&self) -> String {
-        self.pid.map_or_else(
-            || format!("slot {}", self.slot),
-            |pid| format!("slot {} pid {pid}", self.slot),
-        )
+        self.pid.map_or_else(|| format!("slot {}", self.slot), |pid| format!("slot {} pid {pid}", self.slot))
     }
 }
