@@ -44,7 +44,7 @@ pub const fn message_id(kind: NoteKind) -> MessageId {
 mod tests {
     use super::*;
 
-    const ALL: [NoteKind; 18] = [
+    const ALL: [NoteKind; 19] = [
         NoteKind::WorkerStarting,
         NoteKind::WorkerReady,
         NoteKind::RecycleDue,
