@@ -10,6 +10,7 @@
 //! * `cli` and `command` are the command line; `sys` holds every raw system call.
 
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod isolation;

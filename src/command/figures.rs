@@ -15,6 +15,7 @@ pub fn size(bytes: u64) -> String {
 
 /// Seconds in their two largest units, as systemd writes them: `2min 3s`, `3d 4h`, `850ms`. Below 10 s one decimal.
 pub fn span(seconds: f64) -> String {
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
     let milliseconds = (seconds * 1000.0).round();
     // Not a number, negative, or nothing worth showing.
     if milliseconds.is_nan() || milliseconds < 1.0 {
@@ -23,11 +24,7 @@ pub fn span(seconds: f64) -> String {
     if milliseconds >= 1e15 {
         return "never".to_owned();
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 1 and 10^15"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 10^15")]
     let milliseconds = milliseconds as u64;
     if milliseconds < 1000 {
         return format!("{milliseconds}ms");
@@ -35,7 +32,6 @@ pub fn span(seconds: f64) -> String {
     if milliseconds < 10_000 && !milliseconds.is_multiple_of(1000) {
         return format!("{}.{}s", milliseconds / 1000, milliseconds % 1000 / 100);
     }
-    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
     let mut rest = milliseconds / 1000;
     let mut parts: Vec<String> = Vec::new();
     for (unit, name) in UNITS {

@@ -86,15 +86,15 @@ const TEXT: usize = 200;
 pub fn table(report: &StatusReport, look: Look) -> String {
     let mut text = headline(report, look);
     if report.stopping {
-        line(&mut text, &look.paint(Colour::Yellow, "stopping"), look);
+        line(&mut text, &look.paint(Colour::Yellow, "stopping"));
     }
     if let Some(roll) = &report.roll {
         let sentence = format!("rolling to generation {}: {}", roll.generation, harmless(&roll.phase));
-        line(&mut text, &look.paint(Colour::Cyan, &sentence), look);
+        line(&mut text, &look.paint(Colour::Cyan, &sentence));
     }
     if report.mixed {
         let sentence = "mixed: a roll failed halfway and left workers of several generations";
-        line(&mut text, &look.paint(Colour::Yellow, sentence), look);
+        line(&mut text, &look.paint(Colour::Yellow, sentence));
     }
     if !report.listeners.is_empty() {
         let listeners: Vec<String> = report
@@ -102,7 +102,7 @@ pub fn table(report: &StatusReport, look: Look) -> String {
             .iter()
             .map(|listener| format!("{} ({})", harmless(&listener.address), harmless(&listener.name)))
             .collect();
-        line(&mut text, &format!("listening on {}", listeners.join(", ")), look);
+        line(&mut text, &format!("listening on {}", listeners.join(", ")));
     }
     let counts: Vec<String> = [("recycles", &report.recycles), ("restarts", &report.restarts)]
         .into_iter()
@@ -111,7 +111,7 @@ pub fn table(report: &StatusReport, look: Look) -> String {
         .map(|(what, counts)| format!("{what}: {counts}"))
         .collect();
     if !counts.is_empty() {
-        line(&mut text, &counts.join(" · "), look);
+        line(&mut text, &counts.join(" · "));
     }
     if !report.workers.is_empty() {
         let rows: Vec<Vec<Cell>> = report.workers.iter().map(row).collect();
@@ -122,34 +122,25 @@ pub fn table(report: &StatusReport, look: Look) -> String {
 }
 
 fn headline(report: &StatusReport, look: Look) -> String {
-    let app = look.paint(Colour::Bold, &harmless(&report.app));
+    let app = harmless(&report.app);
     let ready = format!("{} of {} ready", report.ready, report.workers_wanted);
-    let whole = report.every_slot_is_ready();
-    let ready = look.paint(if whole { Colour::Green } else { Colour::Yellow }, &ready);
-    let mut text = format!(
-        "{app}: {ready}, generation {}, isolation {}",
-        report.generation,
-        harmless(&report.isolation)
-    );
-    let manager = format!(
-        "manager {}, up {}, paddock {}",
-        report.pid,
-        span(report.uptime),
-        harmless(&report.version)
-    );
+    let how = format!("generation {}, isolation {}", report.generation, harmless(&report.isolation));
+    let manager = format!("manager {}, up {}, paddock {}", report.pid, span(report.uptime), harmless(&report.version));
+    let wide = [&app, &ready, &how, &manager].iter().map(|part| part.chars().count()).sum::<usize>() + 8;
+    let colour = if report.every_slot_is_ready() { Colour::Green } else { Colour::Yellow };
+    let mut text = format!("{}: {}, {how}", look.paint(Colour::Bold, &app), look.paint(colour, &ready));
+    let manager = look.paint(Colour::Dim, &manager);
     // On its own line where there is no room for both.
-    let length = report.app.len() + report.isolation.len() + manager.len() + 48;
-    if look.width.is_none_or(|width| length <= width) {
-        let _ = write!(text, " ({})", look.paint(Colour::Dim, &manager));
-        text.push('\n');
+    if look.width.is_none_or(|width| wide <= width) {
+        let _ = writeln!(text, " ({manager})");
     } else {
         text.push('\n');
-        line(&mut text, &look.paint(Colour::Dim, &manager), look);
+        line(&mut text, &manager);
     }
     text
 }
 
-fn line(text: &mut String, sentence: &str, _look: Look) {
+fn line(text: &mut String, sentence: &str) {
     let _ = writeln!(text, "  {sentence}");
 }
 
@@ -202,10 +193,7 @@ fn state(worker: &WorkerReport) -> Cell {
         "killing" | "backoff" => Colour::Red,
         _ => Colour::Plain,
     };
-    let why = worker
-        .cause
-        .as_ref()
-        .or_else(|| worker.last_verdict.as_ref().filter(|_| worker.state == "backoff"));
+    let why = worker.cause.as_ref().or_else(|| worker.last_verdict.as_ref().filter(|_| worker.state == "backoff"));
     let text = match why {
         Some(why) => format!("{} ({})", harmless(&worker.state), harmless(why)),
         None => harmless(&worker.state),
@@ -251,8 +239,7 @@ fn counted(counts: &BTreeMap<String, u64>) -> String {
     let mut counts: Vec<(&String, u64)> =
         counts.iter().map(|(name, count)| (name, *count)).filter(|(_, count)| *count > 0).collect();
     counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
-    let counts: Vec<String> =
-        counts.into_iter().map(|(name, count)| format!("{count} {}", harmless(name))).collect();
+    let counts: Vec<String> = counts.into_iter().map(|(name, count)| format!("{count} {}", harmless(name))).collect();
     counts.join(", ")
 }
 

@@ -1,5 +1,7 @@
 //! Columns that line up, and give way on a narrow terminal.
 
+use unicode_width::UnicodeWidthStr as _;
+
 use super::terminal::{Colour, Look};
 
 /// One column.
@@ -47,9 +49,7 @@ pub fn render(columns: &[Column], rows: &[Vec<Cell>], look: Look) -> String {
     let mut shown: Vec<(usize, Column, usize)> = columns
         .iter()
         .enumerate()
-        .filter(|(at, column)| {
-            !column.optional || cells(rows, *at).any(|cell| !cell.text.is_empty())
-        })
+        .filter(|(at, column)| !column.optional || cells(rows, *at).any(|cell| !cell.text.is_empty()))
         .map(|(at, column)| {
             let widest = cells(rows, at).map(|cell| width(cell.shown())).max().unwrap_or(0);
             (at, *column, widest.max(column.heading.len()))
@@ -59,9 +59,8 @@ pub fn render(columns: &[Column], rows: &[Vec<Cell>], look: Look) -> String {
         fit(&mut shown, limit);
     }
     let mut text = String::new();
-    let headings = shown.iter().map(|(_, column, wide)| {
-        look.paint(Colour::Dim, &pad(column.heading, *wide, column.right))
-    });
+    let headings =
+        shown.iter().map(|(_, column, wide)| look.paint(Colour::Dim, &pad(column.heading, *wide, column.right)));
     push_line(&mut text, headings, look);
     for row in rows {
         let line = shown.iter().filter_map(|(at, column, wide)| {
@@ -101,18 +100,19 @@ fn fit(shown: &mut Vec<(usize, Column, usize)>, limit: usize) {
     }
 }
 
-/// Characters, which are one column each in everything but the scripts that are twice as wide.
+/// Columns of the terminal, of which some scripts take two for a character.
 fn width(text: &str) -> usize {
-    text.chars().count()
+    text.width()
 }
 
 fn pad(text: &str, wide: usize, right: bool) -> String {
-    let text = if width(text) > wide {
-        text.chars().take(wide.saturating_sub(1)).chain(['…']).collect()
-    } else {
-        text.to_owned()
-    };
-    if right { format!("{text:>wide$}") } else { format!("{text:<wide$}") }
+    let mut shown = text.to_owned();
+    if width(text) > wide {
+        while width(&shown) >= wide && shown.pop().is_some() {}
+        shown.push('…');
+    }
+    let space = " ".repeat(wide.saturating_sub(width(&shown)));
+    if right { space + &shown } else { shown + &space }
 }
 
 fn push_line(text: &mut String, cells: impl Iterator<Item = String>, look: Look) {

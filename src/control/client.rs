@@ -4,10 +4,12 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
@@ -17,6 +19,9 @@ use super::directory::{DirectoryError, Surroundings, socket_address};
 use super::frame::Frames;
 use super::protocol::{ControlRequest, Envelope, INTERFACE, MAX_REPLY};
 use super::status::StatusReport;
+
+/// How long a manager may take to let a client in, to take a request, and to answer one that needs no waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection to an app's manager.
 #[derive(Debug)]
@@ -51,6 +56,8 @@ impl Connection {
             Errno::NOENT | Errno::NOTDIR | Errno::CONNREFUSED => {
                 ClientError::NotRunning { app: None, tried: vec![path.to_path_buf()] }
             }
+            // The queue of its listener is full and stays so.
+            Errno::AGAIN => ClientError::Silent { path: path.to_path_buf() },
             Errno::ACCESS | Errno::PERM => ClientError::Denied { path: path.to_path_buf() },
             other => ClientError::Io { path: path.to_path_buf(), source: other.into() },
         })?;
@@ -58,14 +65,16 @@ impl Connection {
         Ok(Self { stream: stream.into(), frames, app: None, path: path.to_path_buf() })
     }
 
-    /// The whole state.
+    /// The whole state; the only request that is answered at once by every manager that lives.
     pub fn status(&mut self) -> Result<StatusReport, ClientError> {
+        self.stream.set_read_timeout(Some(PATIENCE)).map_err(|source| self.io(source))?;
         let parameters = self.call(&ControlRequest::Status, |_| {})?;
         serde_json::from_value(Value::Object(parameters)).map_err(|_| ClientError::Garbled)
     }
 
-    /// Have something done; returns the sentence that says so. `progress` hears of a reload's steps.
+    /// Have something done, however long it takes; returns the sentence that says so. `progress` hears of a reload's steps.
     pub fn perform(&mut self, request: &ControlRequest, progress: impl FnMut(&str)) -> Result<String, ClientError> {
+        self.stream.set_read_timeout(None).map_err(|source| self.io(source))?;
         Ok(message_in(&self.call(request, progress)?).to_owned())
     }
 
@@ -120,6 +129,9 @@ impl Connection {
     }
 
     fn io(&self, source: io::Error) -> ClientError {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            return ClientError::Silent { path: self.path.clone() };
+        }
         ClientError::Io { path: self.path.clone(), source }
     }
 }
@@ -140,6 +152,7 @@ fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     // The group of [control] may enter the directory (0711), not read it.
     let directory = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
     let address = socket_address(path, directory.as_fd())?;
     rustix::net::connect(&socket, &address)?;
     Ok(socket)
@@ -255,6 +268,12 @@ pub enum ClientError {
         /// Where.
         path: PathBuf,
     },
+    /// The manager lives and does nothing.
+    #[error("the manager at {} has not answered for {} s: it is stopped, or busy beyond measure", path.display(), PATIENCE.as_secs())]
+    Silent {
+        /// Where.
+        path: PathBuf,
+    },
     /// The manager said no.
     #[error("{reason}")]
     Failed {
@@ -301,6 +320,7 @@ impl ClientError {
             Self::Invalid { .. } | Self::Directory(DirectoryError::Name(_)) => 2,
             Self::Directory(_)
             | Self::Denied { .. }
+            | Self::Silent { .. }
             | Self::Failed { .. }
             | Self::Refused { .. }
             | Self::Ended
