@@ -1,12 +1,11 @@
 //! `paddock status` as people see it.
-#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::collections::BTreeMap;
 
 use paddock::command::status::table;
 use paddock::command::terminal::Look;
 use paddock::control::status::{DeadlineReport, ListenerReport, MemoryReport, RollReport, StatusReport, WorkerReport};
-use snapbox::{IntoData as _, assert_data_eq, file};
+use snapbox::{assert_data_eq, file};
 
 const M: u64 = 1 << 20;
 const PLAIN: Look = Look { colour: false, width: None };
@@ -15,8 +14,8 @@ fn narrow(width: usize) -> Look {
     Look { colour: false, width: Some(width) }
 }
 
-fn deadline(name: &str, in_seconds: f64) -> Option<DeadlineReport> {
-    Some(DeadlineReport { name: name.to_owned(), in_seconds })
+fn deadline(name: &str, in_seconds: f64) -> DeadlineReport {
+    DeadlineReport { name: name.to_owned(), in_seconds }
 }
 
 fn counts<const N: usize>(pairs: [(&str, u64); N]) -> BTreeMap<String, u64> {
@@ -44,7 +43,7 @@ fn ready(slot: u32, pid: u32) -> WorkerReport {
         requests: Some(120),
         quota: Some(1003),
         memory: memory(212 * M + 1000, 340 * M),
-        next_deadline: deadline("watchdog", 28.4),
+        next_deadline: Some(deadline("watchdog", 28.4)),
         fence: Some("paddock-shop-0-1.scope".to_owned()),
         ..Default::default()
     }
@@ -58,22 +57,22 @@ fn busy() -> StatusReport {
     leaking.requests = Some(1010);
     leaking.overrun = 7;
     leaking.restarts = counts([("exit", 1), ("oom-kill", 2)]);
-    leaking.state = "draining".to_owned();
-    leaking.next_deadline = deadline("graceful", 12.0);
+    leaking.state = "draining".into();
+    leaking.next_deadline = Some(deadline("graceful", 12.0));
     let mut replacement = ready(1, 4400);
     replacement.generation = Some(4);
-    replacement.state = "starting".to_owned();
+    replacement.state = "starting".into();
     replacement.age = Some(0.35);
     replacement.requests = None;
     replacement.memory = MemoryReport { current: Some(11 * M), ..Default::default() };
     replacement.status_text = Some("importing \u{1b}[2Jshop.models, 132 of 214 modules so far".to_owned());
-    replacement.next_deadline = deadline("start", 59.65);
+    replacement.next_deadline = Some(deadline("start", 59.65));
     let empty = WorkerReport {
         slot: 2,
         state: "backoff".to_owned(),
         last_verdict: Some("exit".to_owned()),
         restarts: counts([("exit", 5)]),
-        next_deadline: deadline("backoff", 0.3),
+        next_deadline: Some(deadline("backoff", 0.3)),
         ..Default::default()
     };
     StatusReport {
