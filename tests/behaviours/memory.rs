@@ -31,8 +31,8 @@ fn b11_oom_kill(mode: Mode) {
     let died = manager.log.wait(SOON, "its death", |line| line.is_of("worker-died", pids[0]));
     assert_eq!(died.reason(), "oom-kill", "{died}");
     assert_eq!(died.slot(), Some(slot_of_victim));
-    assert_eq!(died.number("limit"), Some(64 << 20), "{died}");
-    assert!(died.number("memory").is_some_and(|peak| peak > 60 << 20), "the peak: {died}");
+    assert_eq!(died.number("memory_limit_bytes"), Some(64 << 20), "{died}");
+    assert!(died.number("memory_bytes").is_some_and(|peak| peak > 60 << 20), "the peak: {died}");
     for word in ["oom-kill", "slot", "64", "peak", &pids[0].to_string()] {
         assert!(died.message().contains(word), "{word:?} is not in: {died}");
     }

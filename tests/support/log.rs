@@ -21,8 +21,10 @@ impl Line {
         Self { at: Instant::now(), text, json }
     }
 
+    /// A field of the manager's own JSON, or of `journalctl --output=json`, which has names and quotes of its own.
     fn field(&self, key: &str) -> &Value {
-        &self.json[key]
+        let own = &self.json[key];
+        if own.is_null() { &self.json[journal_field(key)] } else { own }
     }
 
     fn str(&self, key: &str) -> &str {
@@ -46,17 +48,18 @@ impl Line {
 
     /// The slot.
     pub(crate) fn slot(&self) -> Option<u64> {
-        self.field("slot").as_u64()
+        self.number("slot")
     }
 
     /// The worker's first process.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.field("pid").as_u64().and_then(|pid| u32::try_from(pid).ok())
+        self.number("pid").and_then(|pid| u32::try_from(pid).ok())
     }
 
     /// A number.
     pub(crate) fn number(&self, key: &str) -> Option<u64> {
-        self.field(key).as_u64()
+        let field = self.field(key);
+        field.as_u64().or_else(|| field.as_str()?.parse().ok())
     }
 
     /// Whether this is that event.
@@ -73,6 +76,17 @@ impl Line {
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+fn journal_field(key: &str) -> String {
+    match key {
+        "message" => "MESSAGE".to_owned(),
+        "pid" => "PADDOCK_WORKER_PID".to_owned(),
+        _ if key.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_') => {
+            format!("PADDOCK_{}", key.to_ascii_uppercase())
+        }
+        _ => key.to_owned(),
     }
 }
 

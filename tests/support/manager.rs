@@ -117,9 +117,14 @@ pub(crate) struct Dir(PathBuf);
 impl Dir {
     /// Makes it.
     pub(crate) fn create() -> Self {
+        Self::create_in(&std::env::temp_dir())
+    }
+
+    /// Makes it elsewhere.
+    pub(crate) fn create_in(parent: &Path) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("pt-{}-{}", std::process::id(), NUMBER.fetch_add(1, SeqCst));
-        let path = std::env::temp_dir().join(name);
+        let path = parent.join(name);
         fs::create_dir_all(&path).expect("a directory");
         Self(path)
     }
@@ -158,7 +163,11 @@ pub(crate) struct App {
 impl App {
     /// An app of test workers with one TCP socket.
     pub(crate) fn new(mode: Mode) -> Self {
-        let dir = Dir::create();
+        Self::new_in(mode, Dir::create())
+    }
+
+    /// The same, with its files in that directory.
+    pub(crate) fn new_in(mode: Mode, dir: Dir) -> Self {
         fs::create_dir(dir.path().join("run")).expect("a runtime directory");
         let group = (mode == Mode::Cgroup).then(|| Group::create(&dir.name()).expect("a group"));
         let worker = std::env::current_exe().expect("this program's path").display().to_string();
@@ -394,7 +403,7 @@ impl Manager {
     pub(crate) fn wait_status(&self, bound: Duration, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
         let until = Instant::now() + bound;
         loop {
-            let status = self.try_status();
+            let status = Status::ask(&self.app.dir.path().join("run/control"));
             match &status {
                 Ok(status) if holds(status) => return status.clone(),
                 _ => assert!(Instant::now() < until, "not within {bound:?}: {what}; status: {status:#?}"),

@@ -1,6 +1,10 @@
 //! What `paddock status --json` says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -9,6 +13,19 @@ use serde_json::Value;
 pub(crate) struct Status(pub(crate) Value);
 
 impl Status {
+    /// Asks through the control socket: the same answer without the cost of another process.
+    pub(crate) fn ask(control: &Path) -> Result<Self, String> {
+        let said = |error: std::io::Error| format!("{}: {error}", control.display());
+        let mut stream = UnixStream::connect(control).map_err(said)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(said)?;
+        stream.write_all(b"{\"method\":\"io.paddock.Control.Status\",\"parameters\":{}}\0").map_err(said)?;
+        let mut answer = Vec::new();
+        BufReader::new(stream).read_until(0, &mut answer).map_err(said)?;
+        answer.pop();
+        let answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
+        if answer["error"].is_null() { Ok(Self(answer["parameters"].clone())) } else { Err(answer.to_string()) }
+    }
+
     /// The workers, living ones and empty slots.
     pub(crate) fn workers(&self) -> Vec<Worker> {
         self.0["workers"].as_array().into_iter().flatten().map(|worker| Worker(worker.clone())).collect()

@@ -70,7 +70,7 @@ impl Suite {
     /// A test that may run beside others.
     pub(crate) fn add(&mut self, name: &str, modes: &[Mode], test: fn(Mode)) {
         for &mode in modes.iter().filter(|mode| **mode != Mode::Scope || has_systemd()) {
-            self.trials.push(trial(name, mode, move || {
+            self.push(trial(name, mode, move || {
                 let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
                 test(mode);
             }));
@@ -85,6 +85,11 @@ impl Suite {
                 test(mode);
             }));
         }
+    }
+
+    /// A test that decides for itself whether it can run here.
+    pub(crate) fn push(&mut self, trial: Trial) {
+        self.trials.push(trial);
     }
 
     /// Runs what the command line selects.

@@ -1,0 +1,58 @@
+//! What paddock does as a service under the real systemd of the machine that this runs on: the shipped units, scopes,
+//! the journal, `systemctl`.
+//!
+//! Where systemd is not process 1 every test says so and is skipped. The tests install the units for this boot only
+//! (`/run/systemd/system`), give each app a name of its own and remove what they made.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, has a clock of its own, and the worker program ends as it likes"
+)]
+
+mod isolation;
+mod journal;
+mod reload;
+mod service;
+#[expect(dead_code, reason = "most of it is for the suite that starts managers itself")]
+#[path = "../support/mod.rs"]
+mod support;
+mod variants;
+mod verdicts;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+use support::suite::{Suite, has_systemd};
+
+fn main() -> ExitCode {
+    if let Some(code) = support::hidden_role() {
+        return code;
+    }
+    let mut suite = Suite::default();
+    isolation::register(&mut suite);
+    verdicts::register(&mut suite);
+    reload::register(&mut suite);
+    journal::register(&mut suite);
+    variants::register(&mut suite);
+    suite.run()
+}
+
+impl Suite {
+    /// A test of the service under systemd, skipped where systemd is not process 1 or this is not root.
+    pub(crate) fn system(&mut self, name: &str, test: fn()) {
+        self.push(Trial::ignorable_test(name, move || -> Result<Completion, Failed> {
+            if !has_systemd() {
+                return Ok(Completion::ignored_with("systemd is not process 1 here"));
+            }
+            if !rustix::process::geteuid().is_root() {
+                return Ok(Completion::ignored_with("only root can install units"));
+            }
+            test();
+            Ok(Completion::Completed)
+        }));
+    }
+}

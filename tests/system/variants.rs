@@ -1,0 +1,115 @@
+//! The other ways to run it: below a user's own systemd, and without root in a delegated group.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::service::{PATIENCE, is_ready, shipped_unit, systemctl_ok, unique_name, wait_status};
+use crate::support::cgroup;
+use crate::support::manager::{App, Dir, paddock, run_within};
+use crate::support::suite::{Mode, Suite};
+
+pub(crate) fn register(suite: &mut Suite) {
+    suite.system("x_systemd_user_mode", user_mode);
+    suite.system("x_delegated_group_without_root", delegated);
+}
+
+/// The user for whom this runs; the lab's guests have it.
+const USER: &str = "lab";
+
+fn id_of(user: &str) -> (u32, u32, PathBuf) {
+    let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(user));
+    let fields: Vec<&str> = line.unwrap_or_else(|| panic!("no user {user} here")).split(':').collect();
+    (fields[2].parse().unwrap(), fields[3].parse().unwrap(), PathBuf::from(fields[5]))
+}
+
+/// A file or directory that belongs to the user.
+fn give(path: &Path, uid: u32, gid: u32) {
+    chown(path, Some(uid), Some(gid)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn write_for(path: &Path, text: &str, uid: u32, gid: u32, home: &Path) {
+    let parent = path.parent().expect("a directory");
+    fs::create_dir_all(parent).expect("a directory");
+    for above in parent.ancestors().take_while(|above| above.starts_with(home) && *above != home) {
+        give(above, uid, gid);
+    }
+    fs::write(path, text).expect("a file");
+    give(path, uid, gid);
+}
+
+fn app_of_user(mode: Mode, uid: u32, gid: u32) -> App {
+    let mut app = App::new_in(mode, Dir::create_in(Path::new("/run"))).sockets(Vec::new()).named(&unique_name("u"));
+    give(app.dir.path(), uid, gid);
+    app.put("isolation", mode.key());
+    app.put("log.format", "auto");
+    app.put("timeouts.start", "100s");
+    app.put("environment.W_DIRECT", "1");
+    app.put("memory.max", "64M");
+    app.put("memory.recycle_at", "100%");
+    app
+}
+
+fn user_mode() {
+    let (uid, gid, home) = id_of(USER);
+    systemctl_ok(&["start", &format!("user@{uid}.service")]);
+    let runtime = PathBuf::from(format!("/run/user/{uid}"));
+    let app = app_of_user(Mode::Scope, uid, gid).set("workers", 2);
+    for unit in ["paddock@.service", "paddock@.socket"] {
+        let text = shipped_unit(&format!("user/{unit}"));
+        write_for(&home.join(".config/systemd/user").join(unit), &text, uid, gid, &home);
+    }
+    let config = home.join(format!(".config/paddock/{}.toml", app.name));
+    write_for(&config, &app.config_text(), uid, gid, &home);
+    let user_systemctl = |arguments: &[&str]| {
+        let mut command = Command::new("systemctl");
+        command.arg("--user").arg(format!("--machine={USER}@")).args(arguments);
+        let output = run_within(PATIENCE, &mut command);
+        assert!(output.status.success(), "systemctl --user {arguments:?}: {output:?}");
+    };
+    user_systemctl(&["daemon-reload"]);
+    let unit = format!("paddock@{}.service", app.name);
+    user_systemctl(&["start", &unit]);
+    let control = runtime.join("paddock").join(&app.name).join("control");
+    let status = wait_status(&control, "two ready workers", is_ready(2));
+    assert_eq!(status.isolation(), "scope");
+    for pid in status.ready_pids() {
+        let group = cgroup::memory_group_of(pid).expect("a group");
+        assert!(group.to_string_lossy().ends_with(".scope"), "{}", group.display());
+        assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap().trim(), (64 << 20).to_string());
+    }
+    user_systemctl(&["reload", &unit]);
+    assert!(wait_status(&control, "the roll is over", is_ready(2)).ready_pids().is_disjoint(&status.ready_pids()));
+    user_systemctl(&["stop", &unit]);
+}
+
+/// `Delegate=yes` for a user: groups below the service's own, no D-Bus, no root.
+fn delegated() {
+    let (uid, gid, _) = id_of(USER);
+    let app = app_of_user(Mode::Cgroup, uid, gid).set("workers", 2);
+    let unit = format!("{}.service", app.name);
+    let config = app.dir.path().join(format!("{}.toml", app.name));
+    write_for(&config, &app.config_text(), uid, gid, app.dir.path());
+    let runtime = app.dir.path().join("run");
+    give(&runtime, uid, gid);
+    let mut command = Command::new("systemd-run");
+    command.arg(format!("--unit={unit}")).arg(format!("--uid={USER}"));
+    command.args(["--property=Type=notify", "--property=Delegate=yes", "--property=KillMode=mixed", "--collect"]);
+    command.arg(paddock()).arg("run").arg(&config).arg("--runtime-directory").arg(&runtime);
+    let output = run_within(PATIENCE, &mut command);
+    assert!(output.status.success(), "{output:?}");
+    let control = runtime.join("control");
+    let status = wait_status(&control, "two ready workers", is_ready(2));
+    assert_eq!(status.isolation(), "cgroup");
+    let victim = *status.ready_pids().first().unwrap();
+    let group = cgroup::memory_group_of(victim).expect("a group");
+    assert!(group.to_string_lossy().contains(&unit), "below the service's own group: {}", group.display());
+    let direct = crate::support::http::Target::Unix(app.dir.path().join(format!("direct-{victim}.sock")));
+    let _lost = crate::support::http::get_within(&direct, "/leak?mb=128", PATIENCE);
+    let status = wait_status(&control, "an OOM kill with its name", |status| status.restarts("oom-kill") == 1);
+    assert_eq!(status.restarts("signal"), 0);
+    wait_status(&control, "two ready workers again", is_ready(2));
+    systemctl_ok(&["stop", &unit]);
+}
