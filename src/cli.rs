@@ -40,40 +40,83 @@ pub struct Cli {
 
 const ROOT_EXAMPLES: &str = "\
 Examples:
-  paddock run --bind 127.0.0.1:8000 --workers 4 --memory-max 512M --ready settle -- uvicorn --fd 3 shop:app
+  paddock run --bind 127.0.0.1:8000 --workers 4 --memory-max 512M \\
+      --ready settle -- uvicorn --fd 3 shop:app
   paddock check /etc/paddock/shop.toml
   paddock status
   paddock reload shop
 
-Exit status: 0 done, 1 it failed or the machine refused, 2 the file or the command line is wrong, 3 no such app is running.";
+Exit status: 0 done; 1 it failed, or the machine refused; 2 the text of the file or of the
+command line is wrong; 3 no such app is running.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   paddock run /etc/paddock/shop.toml
   paddock run shop.toml --workers 2 --log-format text
   paddock run --bind 127.0.0.1:8000 --workers 4 --memory-max 512M \\
-      --max-requests 1000 --max-requests-jitter 5% --ready settle -- uvicorn --fd 3 shop:app
+      --max-requests 1000 --max-requests-jitter 5% \\
+      --ready settle -- uvicorn --fd 3 shop:app
 
-A flag beats the file; the file beats the default. Sizes are bytes or have a unit of 1024 steps (512M, 1.5G), times are
-seconds or have units (500ms, 1min 30s), as in systemd.
+A flag beats the file; the file beats the default. Sizes are bytes, or have a unit of 1024
+steps (512M, 1.5G); times are seconds, or have units (500ms, 1min 30s), as in systemd.
 
-Signals: HUP rolling reload; TERM graceful stop; INT, QUIT or a second TERM fast stop; TTIN and TTOU one worker more or
-less; USR1 status to the log; USR2 replace the manager's binary in place.";
+Signals to the manager: HUP, a rolling reload; TERM, a graceful stop; INT, QUIT or a second
+TERM, a fast stop; TTIN and TTOU, one worker more or less; USR1, status to the log; USR2,
+replace the manager's binary in place.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
   paddock check /etc/paddock/shop.toml
   paddock check --no-start queue.toml
 
-The worker gets the environment, user, limits and isolation that `run` would give it, but stand-in sockets, never the app's
-addresses: a live manager of the same app notices nothing. For workers that take real tasks from a queue as soon as they
-start, use --no-start.";
+The worker gets the environment, user, limits and isolation that `run` would give it, but
+stand-in sockets, never the app's addresses: a live manager of the same app notices nothing.
+For workers that take real tasks from a queue as soon as they start, use --no-start.";
+
+const SHOW_CONFIG_EXAMPLES: &str = "\
+Examples:
+  paddock show-config /etc/paddock/shop.toml
+  paddock show-config shop.toml --workers 8 > wider.toml
+
+What is printed is a configuration file that says the same.";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
   paddock status
   paddock status shop --json
   paddock status shop --ready && echo all workers are ready";
+
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  paddock reload shop || paddock status shop
+
+The name, the isolation, [listen] and [control] cannot be changed by a reload: they need a
+restart, and reload says so.";
+
+const WORKER_EXAMPLES: &str = "\
+Examples:
+  paddock recycle shop 2";
+
+const SCALE_EXAMPLES: &str = "\
+Examples:
+  paddock scale shop 8";
+
+const SIGNAL_EXAMPLES: &str = "\
+Examples:
+  paddock signal shop USR1
+  paddock signal shop ABRT 2";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  paddock stop shop
+  paddock stop shop --fast";
+
+const REAP_EXAMPLES: &str = "\
+Examples:
+  paddock reap shop
+
+Workers outlive a manager that was killed, and the next one adopts them. Without a next one,
+this stops them.";
 
 const MAN_EXAMPLES: &str = "\
 Examples:
@@ -109,6 +152,7 @@ pub enum Command {
     },
 
     /// Show the values in effect, and where each comes from.
+    #[command(after_help = SHOW_CONFIG_EXAMPLES)]
     ShowConfig {
         /// The configuration.
         #[command(flatten)]
@@ -135,6 +179,7 @@ pub enum Command {
     ///
     /// The first new worker is the canary: if it does not get ready, or does not hold, the old workers serve on and the
     /// command exits with 1, the reason and the worker's last words.
+    #[command(after_help = RELOAD_EXAMPLES)]
     Reload {
         /// The app.
         app: String,
@@ -144,6 +189,7 @@ pub enum Command {
     },
 
     /// Replace one worker, start before stop.
+    #[command(after_help = WORKER_EXAMPLES)]
     Recycle {
         /// The app.
         app: String,
@@ -152,6 +198,7 @@ pub enum Command {
     },
 
     /// Change how many workers an app has, until a reload changes `workers`.
+    #[command(after_help = SCALE_EXAMPLES)]
     Scale {
         /// The app.
         app: String,
@@ -161,6 +208,7 @@ pub enum Command {
     },
 
     /// Send a signal to an app's workers.
+    #[command(after_help = SIGNAL_EXAMPLES)]
     Signal {
         /// The app.
         app: String,
@@ -172,6 +220,7 @@ pub enum Command {
     },
 
     /// Stop an app: drain its workers, then end its manager.
+    #[command(after_help = STOP_EXAMPLES)]
     Stop {
         /// The app.
         app: String,
@@ -181,6 +230,7 @@ pub enum Command {
     },
 
     /// Stop the workers that a dead manager left behind.
+    #[command(after_help = REAP_EXAMPLES)]
     Reap {
         /// The app.
         app: String,
@@ -311,8 +361,7 @@ fn arguments(key: Key) -> Vec<Arg> {
         .value_name(spec.metavar)
         .help(summary(key))
         .long_help(explanation(key))
-        .help_heading(heading(spec.table))
-        .allow_hyphen_values(false)
+        .help_heading((spec.shape != Shape::Command).then(|| heading(spec.table)))
         .value_parser(ValueParser::string());
     match spec.shape {
         Shape::Command => vec![

@@ -7,10 +7,13 @@ use crate::control::ControlRequest;
 use crate::control::client::Connection;
 use crate::control::directory::Surroundings;
 
+pub mod completions;
 pub mod figures;
+pub mod man;
 pub mod recycle;
 pub mod reload;
 pub mod scale;
+pub mod show_config;
 pub mod signal;
 pub mod status;
 pub mod stop;

@@ -24,7 +24,7 @@ pub struct Runner {
 
 impl Runner {
     /// Whoever runs this process.
-    pub fn current() -> Self {
+    pub fn of_process() -> Self {
         let (uid, gid) = (Uid::effective(), Gid::effective());
         let user = User::from_uid(uid).ok().flatten();
         let group = Group::from_gid(gid).ok().flatten();
@@ -47,8 +47,16 @@ pub(super) fn check(rules: &mut Rules<'_>, config: &Config, runner: &Runner) {
 }
 
 /// What is legal but probably not meant.
-pub(super) fn warnings(config: &Config, runner: &Runner) -> Vec<Diagnostic> {
+pub(super) fn warnings(rules: &Rules<'_>, config: &Config, runner: &Runner) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
+    let memory = &config.memory;
+    let has_max = memory.budget.is_some() || memory.max.is_some_and(|max| max != Size::Infinity);
+    if rules.is_given(Key::MemoryRecycleAt) && matches!(memory.recycle_at, Size::Percent(_)) && !has_max {
+        let message = "a percentage of max, but there is no max: it does nothing";
+        let remedy = "set memory.max or memory.budget, or write a size such as \"400M\"";
+        let origin = rules.origin(Key::MemoryRecycleAt);
+        warnings.push(Diagnostic::text(origin, Key::MemoryRecycleAt.path(), message).remedy(remedy));
+    }
     if runner.uid == 0 && config.user.is_none() {
         let message = "not set, and the manager is root: workers run as root too";
         let remedy = "give them a user of their own; a worker that is root can leave its limits";

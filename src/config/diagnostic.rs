@@ -6,6 +6,11 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use crate::observe::escape::single_line;
+
+/// The longest text of one title or remedy, in bytes: values of the file appear in them.
+const LONGEST_LINE: usize = 1000;
+
 /// A configuration file's text, under the name that the operator knows it by.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
@@ -63,12 +68,22 @@ pub struct Diagnostic {
     pub remedy: Option<String>,
     /// Other places that have to do with it, each with what stands there.
     pub context: Vec<(Range<usize>, String)>,
+    /// The file that `origin` is in, if that is not the configuration file.
+    pub source: Option<Arc<Source>>,
 }
 
 impl Diagnostic {
     /// A fault in the text.
     pub fn text(origin: Origin, key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { fault: Fault::Text, origin, key: key.into(), message: message.into(), remedy: None, context: Vec::new() }
+        Self {
+            fault: Fault::Text,
+            origin,
+            key: key.into(),
+            message: message.into(),
+            remedy: None,
+            context: Vec::new(),
+            source: None,
+        }
     }
 
     /// A fault of the machine.
@@ -92,6 +107,13 @@ impl Diagnostic {
         self
     }
 
+    /// The same, in another file.
+    #[must_use]
+    pub fn of(mut self, source: Arc<Source>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
     /// What is wrong, with the key or flag in front.
     fn title(&self) -> String {
         match (&self.origin, self.key.as_str()) {
@@ -110,12 +132,13 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// In the order of the file, then flags.
+    /// In the order of the file, then other files, then flags.
     pub fn new(source: Option<Arc<Source>>, mut list: Vec<Diagnostic>) -> Self {
         list.sort_by_key(|diagnostic| match &diagnostic.origin {
-            Origin::File(span) => (0, span.start),
-            Origin::Flag(_) => (1, 0),
-            Origin::Default | Origin::Whole => (2, 0),
+            Origin::File(span) if diagnostic.source.is_none() => (0, span.start),
+            Origin::File(span) => (1, span.start),
+            Origin::Flag(_) => (2, 0),
+            Origin::Default | Origin::Whole => (3, 0),
         });
         Self { source, list }
     }
@@ -152,17 +175,22 @@ impl Diagnostics {
         reports.join("\n\n")
     }
 
+    /// The text that a place is in.
+    fn source_of<'a>(&'a self, diagnostic: &'a Diagnostic) -> Option<&'a Source> {
+        diagnostic.source.as_deref().or(self.source.as_deref())
+    }
+
     fn render_one(&self, diagnostic: &Diagnostic, level: Level<'static>, renderer: &Renderer) -> String {
         let title = visible(&diagnostic.title());
         let remedy = diagnostic.remedy.as_deref().map(visible);
-        let mut group = match (&diagnostic.origin, &self.source) {
+        let mut group = match (&diagnostic.origin, self.source_of(diagnostic)) {
             (Origin::Whole, Some(source)) => {
                 let title = format!("{}: {title}", visible(&source.path));
                 Group::with_title(level.primary_title(title))
             }
             _ => Group::with_title(level.primary_title(title)),
         };
-        if let (Origin::File(span), Some(source)) = (&diagnostic.origin, &self.source) {
+        if let (Origin::File(span), Some(source)) = (&diagnostic.origin, self.source_of(diagnostic)) {
             let mut snippet = Snippet::source(source.text.as_str())
                 .path(visible(&source.path))
                 .annotation(AnnotationKind::Primary.span(clamp(span, &source.text)));
@@ -186,7 +214,7 @@ impl fmt::Display for Diagnostics {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            if let Some(source) = &self.source {
+            if let Some(source) = self.source_of(diagnostic) {
                 match &diagnostic.origin {
                     Origin::File(span) => {
                         let (line, column) = source.position(span.start);
@@ -214,11 +242,5 @@ fn clamp(span: &Range<usize>, text: &str) -> Range<usize> {
 
 /// Without control characters, which could play tricks on a terminal.
 fn visible(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
+    single_line(text, LONGEST_LINE)
 }

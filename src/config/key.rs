@@ -1,6 +1,8 @@
 //! Every key, once: the file's names, the flags, the defaults and the documentation are all read from here, so that
 //! they cannot differ.
 
+use std::fmt;
+
 /// Where a key's value comes from when nobody gives one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallback {
@@ -208,6 +210,12 @@ keys! {
     ControlGroup = "control"."group", "control-group", One, "GROUP", Unset("the manager's user only"), "\"adm\"", fixed;
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path())
+    }
+}
+
 impl Key {
     /// `memory.max`: as documentation and error messages write it.
     pub fn path(self) -> String {
@@ -228,6 +236,22 @@ impl Key {
         let mut tables: Vec<&'static str> = Self::ALL.iter().map(|key| key.spec().table).collect();
         tables.dedup();
         tables
+    }
+
+    /// How it is written: `max = "512M"`, or as a flag `--memory-max 512M`.
+    pub fn example(self, as_flag: bool) -> String {
+        let spec = self.spec();
+        if !as_flag {
+            return format!("{} = {}", spec.name, spec.example);
+        }
+        let quoted = |text: &'static str| text.split('"').nth(1);
+        match spec.shape {
+            Shape::One | Shape::Switch | Shape::Many => {
+                format!("--{} {}", spec.flag, quoted(spec.example).unwrap_or(spec.example))
+            }
+            Shape::Map => format!("--{} {}", spec.flag, spec.metavar),
+            Shape::Command => "-- PROGRAM ARGUMENT…".to_owned(),
+        }
     }
 
     /// The flag's summary: the first line of its help.

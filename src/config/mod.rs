@@ -4,23 +4,28 @@
 //! told all at once, each with its place and its remedy ([`diagnostic`]). [`resolve`] says what it means on this
 //! [`machine`].
 
+pub mod changes;
 mod combine;
 pub mod diagnostic;
+mod env_file;
 pub mod key;
 pub mod machine;
 pub mod model;
 mod raw;
 mod read;
+pub mod render;
 pub mod resolve;
 mod rules;
 pub mod signal;
 pub mod units;
 mod value;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use combine::Runner;
+pub use env_file::Variables;
 pub use raw::Flags;
 
 use diagnostic::{Diagnostic, Diagnostics, Origin, Source};
@@ -47,7 +52,11 @@ pub struct Loaded {
     /// The file's text.
     pub source: Option<Arc<Source>>,
     /// Where each given value stands; a key that is not in here has its default.
-    pub origins: std::collections::BTreeMap<Key, Origin>,
+    pub origins: BTreeMap<Key, Origin>,
+    /// What `environment_file` holds.
+    pub file_environment: Variables,
+    /// Where each variable of `environment` stands.
+    pub environment_origins: BTreeMap<String, Origin>,
     /// What is legal but probably not meant.
     pub warnings: Diagnostics,
 }
@@ -55,7 +64,16 @@ pub struct Loaded {
 impl Loaded {
     /// Where a key's value comes from, for people: `default`, `FILE:LINE` or the flag.
     pub fn origin(&self, key: Key) -> String {
-        match (self.origins.get(&key), &self.source) {
+        self.spell(self.origins.get(&key))
+    }
+
+    /// The same of a variable of `environment`.
+    pub fn variable_origin(&self, name: &str) -> String {
+        self.spell(self.environment_origins.get(name))
+    }
+
+    fn spell(&self, origin: Option<&Origin>) -> String {
+        match (origin, &self.source) {
             (Some(Origin::File(span)), Some(source)) => {
                 format!("{}:{}", source.path, source.position(span.start).0)
             }
@@ -71,7 +89,7 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
     let mut values = raw::Values::new();
     let mut source = None;
     if let Some(file) = &invocation.file {
-        match read::read(file, invocation.runner.uid) {
+        match read::read(file, Some(invocation.runner.uid)) {
             Ok(text) => {
                 (values, found) = raw::read_file(&text);
                 source = Some(Arc::new(text));
@@ -87,18 +105,37 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
     let mut rules = Rules::new(&values);
     let config = rules.config(invocation.file.as_deref());
     combine::check(&mut rules, &config, &invocation.runner);
+    let file_environment = match &config.environment_file {
+        Some(path) => env_file::load(path, &rules.origin(Key::EnvironmentFile)).unwrap_or_else(|faults| {
+            rules.found.extend(faults);
+            Vec::new()
+        }),
+        None => Vec::new(),
+    };
     let follows_from_broken_line = |diagnostic: &Diagnostic| match (&diagnostic.origin, &source) {
-        (Origin::File(span), Some(source)) => broken.contains(&source.position(span.start).0),
+        (Origin::File(span), Some(source)) if diagnostic.source.is_none() => {
+            broken.contains(&source.position(span.start).0)
+        }
         (Origin::Whole | Origin::Default, _) => !broken.is_empty(),
         _ => false,
     };
-    found.extend(rules.found.into_iter().filter(|diagnostic| !follows_from_broken_line(diagnostic)));
+    found.extend(
+        std::mem::take(&mut rules.found).into_iter().filter(|diagnostic| !follows_from_broken_line(diagnostic)),
+    );
     if !found.is_empty() {
         return Err(Diagnostics::new(source, found));
     }
-    let warnings = combine::warnings(&config, &invocation.runner);
+    let warnings = combine::warnings(&rules, &config, &invocation.runner);
+    let environment_origins = values.get(&Key::Environment).map(raw::Node::member_origins).unwrap_or_default();
     let origins = values.into_iter().map(|(key, node)| (key, node.origin)).collect();
-    Ok(Loaded { config, warnings: Diagnostics::new(source.clone(), warnings), source, origins })
+    Ok(Loaded {
+        config,
+        warnings: Diagnostics::new(source.clone(), warnings),
+        source,
+        origins,
+        file_environment,
+        environment_origins,
+    })
 }
 
 /// Lines that are not TOML: whatever else seems wrong there is not worth telling.

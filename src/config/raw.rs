@@ -57,6 +57,12 @@ impl Value {
 }
 
 impl Node {
+    /// Where the members of a table stand.
+    pub(super) fn member_origins(&self) -> BTreeMap<String, Origin> {
+        let Value::Table(members) = &self.value else { return BTreeMap::new() };
+        members.iter().map(|member| (member.name.clone(), member.origin.clone())).collect()
+    }
+
     /// Whether it was written as a flag (or a default), where everything is text.
     pub(super) const fn is_untyped(&self) -> bool {
         matches!(self.origin, Origin::Flag(_) | Origin::Default)

@@ -10,10 +10,11 @@ use super::diagnostic::{Diagnostic, Origin, Source};
 /// The longest file that is read, in bytes.
 pub(super) const LONGEST: u64 = 1 << 20;
 
-/// A file's text. The path is opened once, and what is checked is what is read.
-pub(super) fn read(path: &Path, uid: u32) -> Result<Source, Box<(Source, Diagnostic)>> {
+/// A file's text. The path is opened once, and what is checked is what is read. `manager`: the user that would be
+/// ruled by what the file says, if any.
+pub(super) fn read(path: &Path, manager: Option<u32>) -> Result<Source, Box<(Source, Diagnostic)>> {
     let empty = || Source { path: path.display().to_string(), text: String::new() };
-    match read_bytes(path, uid) {
+    match read_bytes(path, manager) {
         Err(diagnostic) => Err(Box::new((empty(), *diagnostic))),
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Source { text, ..empty() }),
@@ -29,7 +30,7 @@ pub(super) fn read(path: &Path, uid: u32) -> Result<Source, Box<(Source, Diagnos
     }
 }
 
-fn read_bytes(path: &Path, uid: u32) -> Result<Vec<u8>, Box<Diagnostic>> {
+fn read_bytes(path: &Path, manager: Option<u32>) -> Result<Vec<u8>, Box<Diagnostic>> {
     let machine = |message: String| Box::new(Diagnostic::machine(Origin::Whole, "", message));
     let failed = |error: std::io::Error| machine(format!("cannot be read: {error}"));
     // Without O_NONBLOCK a FIFO would hold us until somebody writes.
@@ -42,7 +43,7 @@ fn read_bytes(path: &Path, uid: u32) -> Result<Vec<u8>, Box<Diagnostic>> {
     if !metadata.is_file() {
         return Err(machine("not a regular file".to_owned()));
     }
-    if uid == 0 {
+    if manager == Some(0) {
         trust(path, &metadata)?;
     }
     let mut bytes = Vec::new();

@@ -44,8 +44,7 @@ impl<'a> Rules<'a> {
         let origin = problem.at.unwrap_or_else(|| self.origin(key));
         self.bad.insert(key);
         let mut diagnostic = Diagnostic::text(origin, key.path(), problem.message);
-        let spec = key.spec();
-        let example = || format!("for example {} = {}", spec.name, spec.example);
+        let example = || format!("for example {}", key.example(matches!(diagnostic.origin, Origin::Flag(_))));
         diagnostic.remedy = Some(problem.remedy.unwrap_or_else(example));
         self.found.push(diagnostic);
     }
@@ -189,6 +188,13 @@ impl<'a> Rules<'a> {
                 self.report(Key::Environment, problem);
                 continue;
             }
+            if is_protocol(&member.name) {
+                let mut problem = Problem::new(format!("{} is for paddock to set", member.name))
+                    .remedy("remove it: every worker gets its own");
+                problem.at = Some(member.origin.clone());
+                self.report(Key::Environment, problem);
+                continue;
+            }
             match value::text(&member.node) {
                 Ok(text) => {
                     variables.insert(member.name.clone(), text);
@@ -275,10 +281,16 @@ impl<'a> Rules<'a> {
 }
 
 /// environ(7) allows more, but no shell and no systemd does.
-fn is_variable_name(name: &str) -> bool {
+pub(super) fn is_variable_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Variables that paddock tells a worker about itself.
+fn is_protocol(name: &str) -> bool {
+    name == "NOTIFY_SOCKET"
+        || ["LISTEN_", "WATCHDOG_", "MEMORY_PRESSURE_", "PADDOCK_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A size that is not nothing.

@@ -38,7 +38,7 @@ fn given(flags: &[(Key, &[&str])]) -> Flags {
     flags.iter().map(|(key, texts)| (*key, texts.iter().map(|text| (*text).to_owned()).collect())).collect()
 }
 
-fn load_flags(flags: &[(Key, &[&str])]) -> Result<Loaded, Diagnostics> {
+pub(super) fn load_flags(flags: &[(Key, &[&str])]) -> Result<Loaded, Diagnostics> {
     load(&Invocation { file: None, flags: given(flags), runner: somebody() })
 }
 
@@ -56,7 +56,7 @@ fn a_command_is_enough_and_the_rest_is_default() {
         user: None,
         group: None,
         umask: 0o022,
-        environment: std::collections::BTreeMap::new(),
+        environment: BTreeMap::new(),
         environment_file: None,
         inherit_environment: true,
         listen: Listen { bind: vec![], backlog: 2048, socket_mode: 0o666, socket_user: None, socket_group: None },
@@ -141,7 +141,14 @@ fn every_example_is_a_value_of_its_key() {
             text.push_str("bind = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n");
         }
         let _ = writeln!(text, "{} = {}", spec.name, spec.example);
-        let scratch = Scratch::new(&format!("example-{}", key.path()), &text);
+        let scratch = Scratch::new(&format!("example-{key}"), &text);
+        if *key == Key::EnvironmentFile {
+            // The example's file does not exist on every machine.
+            let variables = scratch.0.join("shop.env");
+            std::fs::write(&variables, "A=1\n").unwrap();
+            text = text.replace("/etc/shop.env", &variables.to_string_lossy());
+            std::fs::write(scratch.0.join("app.toml"), &text).unwrap();
+        }
         let result = load(&Invocation {
             file: Some(scratch.0.join("app.toml")),
             flags: Flags::new(),
