@@ -1,5 +1,9 @@
 //! Fences: one trait, one file for each mode.
 
+pub mod cgroup;
+pub mod none;
+pub mod proc;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -86,6 +90,14 @@ pub struct FenceError {
     /// What the kernel or systemd said.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A fence that an earlier manager of the app left, with somebody inside.
+pub struct Leftover {
+    /// Whose it is.
+    pub name: FenceName,
+    /// The fence itself: it can be watched, killed and swept as if this manager had made it.
+    pub fence: Rc<dyn Fence>,
 }
 
 /// A way to put workers into fences of their own.

@@ -1,0 +1,509 @@
+//! cgroup v1: a group in the memory hierarchy, and a twin in a mounted v2 tree for killing and for knowing when it is
+//! empty. The twin needs no controllers.
+//!
+//! Sources: the kernel's `admin-guide/cgroup-v1/memory.rst` and `mm/memcontrol-v1.c`.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::super::{
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
+};
+use super::eventfd::Eventfd;
+use super::files::{self, failed};
+use super::group::{self, Group};
+use super::hierarchy::{Home, Homes};
+use super::limits::{Places, Version};
+use super::name;
+
+const MEMORY: Option<&str> = Some("memory");
+
+/// Steps into which the way from the edge to the limit is divided, each with a threshold of its own.
+const STEPS: u64 = 16;
+
+/// After a look that found the edge not reached, the next look waits this long.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// The kernel announces an OOM kill before it counts it, and may write a long report in between.
+const OOM_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The hierarchies in which workers get groups.
+#[derive(Debug)]
+pub(super) struct V1 {
+    memory: Home,
+    pids: Option<Home>,
+    cpu: Option<Home>,
+    unified: Option<Home>,
+}
+
+impl V1 {
+    /// Use the hierarchies where this process may make groups below its own.
+    ///
+    /// # Errors
+    /// Why memory cannot be limited.
+    pub(super) fn probe(homes: &Homes) -> Result<Self, String> {
+        let memory =
+            homes.memory.clone().ok_or("no mounted hierarchy has the memory controller and shows our group")?;
+        try_home(&memory).map_err(|error| format!("no groups can be made in {}: {error}", memory.dir.display()))?;
+        let usable = |home: &Option<Home>| home.clone().filter(|home| try_home(home).is_ok());
+        Ok(Self { memory, pids: usable(&homes.pids), cpu: usable(&homes.cpu), unified: usable(&homes.unified) })
+    }
+
+    /// One line about what is used.
+    pub(super) fn describe(&self) -> String {
+        let or_not = |home: &Option<Home>, what: &str| match home {
+            Some(_) => format!(", with {what}"),
+            None => format!(", without {what}"),
+        };
+        format!(
+            "cgroup v1 below {}{}{}{}",
+            self.memory.dir.display(),
+            or_not(&self.unified, "cgroup.kill"),
+            or_not(&self.pids, "pids"),
+            or_not(&self.cpu, "cpu"),
+        )
+    }
+
+    /// The names of all groups that are there, and the fences of those with somebody inside; empty ones are removed.
+    pub(super) fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
+        let homes = [Some(&self.memory), self.unified.as_ref(), self.pids.as_ref(), self.cpu.as_ref()];
+        let mut found: Vec<Leftover> = Vec::new();
+        for name in name::listed(homes.into_iter().flatten(), app) {
+            let groups = self.groups(&name);
+            if groups.all().all(|group| group.processes().is_empty()) {
+                for group in groups.all() {
+                    group.remove().map_err(|error| failed(format!("removing {}", group.dir.display()), error))?;
+                }
+            } else {
+                found.push(Leftover { name, fence: Rc::new(V1Fence::over(groups)?) });
+            }
+        }
+        Ok(found)
+    }
+
+    fn groups(&self, name: &FenceName) -> Groups {
+        let directory = name::of(name);
+        let existing = |home: &Option<Home>| {
+            home.as_ref().map(|home| Group::below(home, &directory)).filter(|group| group.dir.exists())
+        };
+        Groups {
+            memory: Group::below(&self.memory, &directory),
+            pids: existing(&self.pids),
+            cpu: existing(&self.cpu),
+            twin: existing(&self.unified),
+        }
+    }
+
+    /// See [`super::super::Isolation::enclose`].
+    pub(super) fn enclose(
+        &self,
+        name: &FenceName,
+        gate: Pid,
+        limits: &FenceLimits,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        let directory = name::of(name);
+        let mut made = Vec::new();
+        self.build(&directory, gate, limits, &mut made).inspect_err(|_| {
+            for (home, group) in made {
+                // The gate goes back to where it was; without that the group could not be removed.
+                let _ = files::write(&home.dir, "cgroup.procs", &gate.as_raw_pid().to_string());
+                let _ = group.remove();
+            }
+        })
+    }
+
+    fn build<'a>(
+        &'a self,
+        directory: &str,
+        gate: Pid,
+        limits: &FenceLimits,
+        undo: &mut Vec<(&'a Home, Group)>,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        let mut make = |home: &'a Home| {
+            let group = Group::create(home, directory)
+                .map_err(|error| failed(format!("making {}", home.dir.join(directory).display()), error))?;
+            undo.push((home, group.clone()));
+            Ok::<Group, FenceError>(group)
+        };
+        let mut optional =
+            |home: &'a Option<Home>, wanted: bool| home.as_ref().filter(|_| wanted).map(&mut make).transpose();
+        let pids = optional(&self.pids, limits.tasks_max.is_some())?;
+        let cpu = optional(&self.cpu, limits.cpu_weight.is_some())?;
+        let twin = optional(&self.unified, true)?;
+        let memory = make(&self.memory)?;
+        let groups = Groups { memory, pids, cpu, twin };
+        groups.places().apply_new(limits)?;
+        // Inherited from the parent; then a worker over its limit would hang for ever instead of dying.
+        if oom_control(&groups.memory.dir, "oom_kill_disable").is_ok_and(|disabled| disabled != 0) {
+            files::write(&groups.memory.dir, "memory.oom_control", "0")
+                .map_err(|error| failed("enabling the OOM killer", error))?;
+        }
+        for group in groups.all() {
+            group.join(gate).map_err(|error| {
+                failed(format!("moving process {} into {}", gate.as_raw_pid(), group.dir.display()), error)
+            })?;
+        }
+        groups.verify(gate)?;
+        Ok(Rc::new(V1Fence::over(groups)?))
+    }
+}
+
+/// See that a group can be made and removed below a home.
+fn try_home(home: &Home) -> io::Result<()> {
+    Group::create(home, &format!("paddock.probe.{}", std::process::id()))?.remove()
+}
+
+/// A worker's groups, one for each hierarchy that is used.
+struct Groups {
+    memory: Group,
+    pids: Option<Group>,
+    cpu: Option<Group>,
+    twin: Option<Group>,
+}
+
+impl Groups {
+    fn all(&self) -> impl Iterator<Item = &Group> {
+        [Some(&self.memory), self.pids.as_ref(), self.cpu.as_ref(), self.twin.as_ref()].into_iter().flatten()
+    }
+
+    fn places(&self) -> Places {
+        let dir = |group: &Option<Group>| group.as_ref().map(|group| group.dir.clone());
+        Places { version: Version::V1, memory: self.memory.dir.clone(), pids: dir(&self.pids), cpu: dir(&self.cpu) }
+    }
+
+    fn verify(&self, gate: Pid) -> Result<(), FenceError> {
+        let what = || format!("finding process {} in its groups", gate.as_raw_pid());
+        let found = proc::memberships(gate).map_err(|error| failed(what(), error))?;
+        let inside = self.memory.holds(&found, MEMORY)
+            && self.pids.as_ref().is_none_or(|group| group.holds(&found, Some("pids")))
+            && self.cpu.as_ref().is_none_or(|group| group.holds(&found, Some("cpu")))
+            && self.twin.as_ref().is_none_or(|group| group.holds(&found, None));
+        if inside { Ok(()) } else { Err(failed(what(), "it is elsewhere; is it over?")) }
+    }
+}
+
+fn oom_control(dir: &Path, key: &str) -> io::Result<u64> {
+    files::value_of(&files::read(dir, "memory.oom_control")?, key).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What a group of the memory hierarchy holds.
+fn reading(dir: &Path) -> io::Result<MemoryReading> {
+    let stat = files::read(dir, "memory.stat")?;
+    let value = |key| files::value_of(&stat, key).ok_or_else(|| io::Error::other(format!("memory.stat has no {key}")));
+    // Absent where the kernel's own memory is not charged to groups.
+    let kernel = match files::number(dir, "memory.kmem.usage_in_bytes") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        other => other?,
+    };
+    let limit = value("hierarchical_memory_limit")?;
+    Ok(MemoryReading {
+        current: files::number(dir, "memory.usage_in_bytes")?,
+        unreclaimable: value("total_rss")?.saturating_add(value("total_shmem")?).saturating_add(kernel),
+        peak: files::number(dir, "memory.max_usage_in_bytes").ok(),
+        limit: (!files::is_in_force(u64::MAX, limit, true)).then_some(limit),
+    })
+}
+
+/// A worker's fence.
+struct V1Fence {
+    groups: Groups,
+    oom: Eventfd,
+    state: RefCell<State>,
+    /// The armed edge is another one.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    armed: Option<Armed>,
+    /// To be reported.
+    reached: Option<MemoryReading>,
+    /// Counted and reported.
+    oom_kills: u64,
+    /// An OOM was announced: when to look at the count, and when to give up.
+    announced: Option<Announced>,
+}
+
+struct Armed {
+    edge: u64,
+    watch: Rc<Eventfd>,
+    /// It fired: when to look.
+    due: Option<Instant>,
+    quiet_until: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Announced {
+    look_at: Instant,
+    wait: Duration,
+    until: Instant,
+}
+
+impl V1Fence {
+    fn over(groups: Groups) -> Result<Self, FenceError> {
+        let what = "watching memory.oom_control";
+        let oom = Eventfd::new().map_err(|error| failed(what, error))?;
+        oom.register(&groups.memory.dir, "memory.oom_control", "").map_err(|error| failed(what, error))?;
+        Ok(Self { groups, oom, state: RefCell::default(), changed: Notify::new() })
+    }
+
+    fn dir(&self) -> &Path {
+        &self.groups.memory.dir
+    }
+
+    /// Arm, or report at once.
+    fn place(&self, edge: u64, quiet_until: Instant) -> Result<(), FenceError> {
+        let mut armed = None;
+        let now = self.memory()?;
+        if now.unreclaimable < edge {
+            let watch = Eventfd::new().map_err(|error| failed("watching memory.usage_in_bytes", error))?;
+            // A file dropped from the cache while the heap grows as much crosses no threshold; reclaim announces itself
+            // here, and the grid bounds the rest. Without this file only the grid does.
+            let _ = watch.register(self.dir(), "memory.pressure_level", "low");
+            for threshold in thresholds(edge, &now) {
+                watch
+                    .register(self.dir(), "memory.usage_in_bytes", &threshold.to_string())
+                    .map_err(|error| failed(format!("watching for {threshold} bytes"), error))?;
+            }
+            armed = Some(Armed { edge, watch: Rc::new(watch), due: None, quiet_until });
+        }
+        // What was crossed before the thresholds were in place does not fire.
+        let now = self.memory()?;
+        let mut state = self.state.borrow_mut();
+        if now.unreclaimable >= edge {
+            state.armed = None;
+            state.reached = Some(now);
+        } else {
+            state.reached = None;
+            state.armed = armed;
+        }
+        Ok(())
+    }
+
+    /// Whether an OOM kill was counted that has not been reported.
+    fn oom_kill_counted(&self) -> bool {
+        let Ok(count) = oom_control(self.dir(), "oom_kill") else {
+            return false;
+        };
+        let mut state = self.state.borrow_mut();
+        if count > state.oom_kills {
+            state.oom_kills = count;
+            state.announced = None;
+            true
+        } else {
+            false
+        }
+    }
+
+    /// What the clock has brought; some: to be reported.
+    fn look(&self, now: Instant) -> Option<FenceEvent> {
+        let announced = self.state.borrow().announced;
+        if let Some(announced) = announced.filter(|announced| announced.look_at <= now) {
+            if self.oom_kill_counted() {
+                // Here the kernel takes only one process; the rest of a worker is of no use to anybody.
+                let _ = self.kill();
+                return Some(FenceEvent::OomKill);
+            }
+            let wait = (announced.wait * 2).min(Duration::from_millis(250));
+            self.state.borrow_mut().announced =
+                (now < announced.until).then_some(Announced { look_at: now + wait, wait, until: announced.until });
+        }
+        let due = {
+            let state = self.state.borrow();
+            state.armed.as_ref().filter(|armed| armed.due.is_some_and(|due| due <= now)).map(|armed| armed.edge)
+        };
+        if let Some(edge) = due
+            && self.place(edge, now + QUIET).is_err()
+        {
+            // The group is gone, or the worker is about to be.
+            self.state.borrow_mut().armed = None;
+        }
+        self.state.borrow_mut().reached.take().map(FenceEvent::Memory)
+    }
+}
+
+/// Where in `memory.usage_in_bytes`, which counts page cache too, to look whether what cannot be reclaimed has reached
+/// the edge. It cannot before the usage has; it will at the edge plus the cache of now, if the cache stays; in between,
+/// and up to the limit, a grid bounds what a shrinking cache can hide.
+fn thresholds(edge: u64, now: &MemoryReading) -> Vec<u64> {
+    let limit = now.limit.unwrap_or(u64::MAX);
+    let end = limit.min(edge.saturating_mul(2));
+    let step = (end.saturating_sub(edge) / STEPS).max(1);
+    let exact = now.current.saturating_add(edge.saturating_sub(now.unreclaimable));
+    let mut found: Vec<u64> = (0..STEPS)
+        .map(|number| edge.saturating_add(number * step))
+        .chain([exact])
+        // The usage never gets over the limit.
+        .filter(|&threshold| threshold < limit)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+async fn fired(watch: Option<&Eventfd>) {
+    match watch {
+        Some(watch) if watch.fired().await.is_ok() => {}
+        _ => std::future::pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Fence for V1Fence {
+    fn describe(&self) -> String {
+        self.groups.memory.path.clone()
+    }
+
+    fn contains(&self, pid: Pid) -> bool {
+        proc::memberships(pid).is_ok_and(|found| self.groups.memory.holds(&found, MEMORY))
+    }
+
+    fn memory(&self) -> Result<MemoryReading, FenceError> {
+        reading(self.dir()).map_err(|error| failed(format!("reading the memory of {}", self.groups.memory.path), error))
+    }
+
+    fn arm(&self, edge: Option<u64>) -> LocalFuture<'_, Result<(), FenceError>> {
+        Box::pin(async move {
+            {
+                let mut state = self.state.borrow_mut();
+                state.armed = None;
+                state.reached = None;
+            }
+            let result = edge.map_or(Ok(()), |edge| self.place(edge, Instant::now()));
+            self.changed.notify_one();
+            result
+        })
+    }
+
+    fn next_event(&self) -> LocalFuture<'_, FenceEvent> {
+        Box::pin(async move {
+            loop {
+                if let Some(event) = self.look(Instant::now()) {
+                    return event;
+                }
+                let (watch, due, look_at) = {
+                    let state = self.state.borrow();
+                    let armed = state.armed.as_ref();
+                    let due = armed.and_then(|armed| armed.due);
+                    let watch = armed.filter(|armed| armed.due.is_none()).map(|armed| Rc::clone(&armed.watch));
+                    (watch, due, state.announced.map(|announced| announced.look_at))
+                };
+                tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = at(due) => {}
+                    () = at(look_at) => {}
+                    () = fired(Some(&self.oom)) => {
+                        let now = Instant::now();
+                        self.state.borrow_mut().announced =
+                            Some(Announced { look_at: now, wait: Duration::from_millis(1), until: now + OOM_PATIENCE });
+                    }
+                    () = fired(watch.as_deref()) => {
+                        if let Some(armed) = self.state.borrow_mut().armed.as_mut() {
+                            armed.due = Some(armed.quiet_until.max(Instant::now()));
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    fn set_limits<'a>(&'a self, limits: &'a FenceLimits) -> LocalFuture<'a, Result<Vec<String>, FenceError>> {
+        Box::pin(async move { Ok(self.groups.places().apply_living(limits, self.memory()?.unreclaimable)) })
+    }
+
+    fn kill(&self) -> Result<(), FenceError> {
+        let twin = match &self.groups.twin {
+            Some(twin) if twin.can_kill() => twin.kill(),
+            _ => Ok(()),
+        };
+        // Also those that only a privileged worker can have moved out of the twin.
+        self.groups.memory.kill_each(|pid| self.contains(pid));
+        twin.map_err(|error| failed(format!("killing {}", self.groups.memory.path), error))
+    }
+
+    fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
+        Box::pin(async move {
+            DeathFacts {
+                // Counted before the signal is sent (mm/oom_kill.c), so it is there when the death is.
+                oom_killed: oom_control(self.dir(), "oom_kill").ok().map(|count| count > 0),
+                peak: files::number(self.dir(), "memory.max_usage_in_bytes").ok(),
+            }
+        })
+    }
+
+    fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>> {
+        Box::pin(async move {
+            self.state.borrow_mut().armed = None;
+            let others: Vec<&Group> = self.groups.pids.iter().chain(&self.groups.cpu).collect();
+            group::sweep(&self.groups.memory, MEMORY, self.groups.twin.as_ref(), &others)
+                .await
+                .map_err(|error| failed(format!("emptying {}", self.groups.memory.path), error))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holding(current: u64, unreclaimable: u64, limit: Option<u64>) -> MemoryReading {
+        MemoryReading { current, unreclaimable, peak: None, limit }
+    }
+
+    #[test]
+    fn the_exact_threshold_is_the_edge_plus_the_cache() {
+        let found = thresholds(80, &holding(50, 45, Some(100)));
+        assert!(found.contains(&85), "{found:?}");
+        assert_eq!(found.first(), Some(&80));
+        assert!(found.iter().all(|&threshold| threshold < 100));
+    }
+
+    #[test]
+    fn a_cache_that_fills_the_limit_leaves_the_grid() {
+        let found = thresholds(80 << 20, &holding(99 << 20, 10 << 20, Some(100 << 20)));
+        assert_eq!(found.len(), 16);
+        assert!(found.iter().all(|&threshold| threshold < 100 << 20));
+    }
+
+    #[test]
+    fn an_edge_without_a_limit_has_a_grid_too() {
+        let found = thresholds(1 << 20, &holding(0, 0, None));
+        assert_eq!(found.len(), 16);
+        let cached = thresholds(1 << 20, &holding(5 << 20, 0, None));
+        assert_eq!(cached.last(), Some(&(6 << 20)));
+        assert!(thresholds(u64::MAX, &holding(0, 0, None)).is_empty());
+    }
+
+    #[test]
+    fn a_reading_counts_what_cannot_be_reclaimed() {
+        let dir = std::env::temp_dir().join(format!("paddock-v1-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+        file(
+            "memory.stat",
+            "cache 900\nrss 1\ntotal_cache 900\ntotal_rss 500\ntotal_shmem 30\nhierarchical_memory_limit 4096\n",
+        );
+        file("memory.usage_in_bytes", "1500\n");
+        file("memory.max_usage_in_bytes", "1600\n");
+        let expected = MemoryReading { current: 1500, unreclaimable: 530, peak: Some(1600), limit: Some(4096) };
+        assert_eq!(reading(&dir).unwrap(), expected);
+        file("memory.kmem.usage_in_bytes", "7\n");
+        assert_eq!(reading(&dir).unwrap().unreclaimable, 537);
+        file("memory.stat", "cache 900\n");
+        assert!(reading(&dir).is_err());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

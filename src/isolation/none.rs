@@ -1,0 +1,364 @@
+//! Mode `none`: no fence. A worker is its first process, what descends from it, and what shares its session.
+//!
+//! What has left both, by forking twice and starting a session of its own, comes back to the manager as an orphan
+//! (`PR_SET_CHILD_SUBREAPER`, prctl(2)) and is recognised if it was seen before it left, or by the variable
+//! [`MARKER`] in the environment that it was started with. A daemon that was never seen and has overwritten its
+//! environment, or runs as somebody whose environment we may not read, is not found: that takes a real fence.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::proc::{self, Stat};
+use super::{
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, LocalFuture, MemoryReading, Mode,
+};
+use crate::sys;
+
+/// The environment variable that marks every process of a worker; its value is [`marker`].
+pub const MARKER: &str = "PADDOCK_WORKER";
+
+/// How often memory is looked at while an edge is armed.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// The value of [`MARKER`] for a worker: no other life of any worker has the same.
+pub fn marker(name: &FenceName) -> String {
+    format!("{}-{}-{}", name.app, name.slot, name.unique)
+}
+
+/// No fences.
+pub struct NoneIsolation {
+    /// First processes of the workers that have not been swept.
+    leaders: Rc<RefCell<HashSet<Pid>>>,
+}
+
+impl NoneIsolation {
+    /// Make orphans come back to this process.
+    ///
+    /// # Errors
+    /// What `prctl(2)` says.
+    pub fn new() -> io::Result<Self> {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        Ok(Self { leaders: Rc::default() })
+    }
+}
+
+impl Isolation for NoneIsolation {
+    fn mode(&self) -> Mode {
+        Mode::None
+    }
+
+    fn enclose<'a>(
+        &'a self,
+        name: &'a FenceName,
+        gate: Pid,
+        limits: &'a FenceLimits,
+    ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
+        Box::pin(async move {
+            let first = proc::stat(gate).map_err(|error| FenceError {
+                what: format!("looking at process {}", gate.as_raw_pid()),
+                source: error.into(),
+            })?;
+            self.leaders.borrow_mut().insert(gate);
+            Ok(Rc::new(NoFence {
+                leader: gate,
+                started: first.start_time,
+                marker: marker(name),
+                limit: Cell::new(limits.memory_max),
+                known: RefCell::new(HashMap::from([(gate, first.start_time)])),
+                leaders: Rc::clone(&self.leaders),
+                edge: Cell::new(None),
+                changed: Notify::new(),
+                last: Cell::new(None),
+            }) as Rc<dyn Fence>)
+        })
+    }
+}
+
+struct NoFence {
+    leader: Pid,
+    /// Start time of the first process.
+    started: u64,
+    marker: String,
+    limit: Cell<Option<u64>>,
+    /// Processes that were seen inside, with their start times: they stay inside whatever they do.
+    known: RefCell<HashMap<Pid, u64>>,
+    leaders: Rc<RefCell<HashSet<Pid>>>,
+    /// The armed edge, and when to look next.
+    edge: Cell<Option<(u64, Instant)>>,
+    changed: Notify,
+    /// The last sample, and when it was taken.
+    last: Cell<Option<(MemoryReading, Instant)>>,
+}
+
+impl NoFence {
+    fn is_first(&self, pid: Pid, stat: &Stat) -> bool {
+        pid == self.leader && stat.start_time == self.started
+    }
+
+    /// Whether this process is inside, going by itself and its ancestors.
+    fn is_member(&self, pid: Pid, stat: &Stat, all: &dyn Fn(Pid) -> Option<Stat>) -> bool {
+        let own = rustix::process::getpid();
+        let (mut pid, mut stat) = (pid, *stat);
+        // The chain of parents has no loops, but it is read while it changes.
+        for _ in 0..1024 {
+            if pid == own {
+                return false;
+            }
+            if self.is_inside_by_itself(pid, &stat, all) {
+                return true;
+            }
+            let Some(parent) = Pid::from_raw(stat.parent) else {
+                return false;
+            };
+            let Some(found) = all(parent) else {
+                return false;
+            };
+            (pid, stat) = (parent, found);
+        }
+        false
+    }
+
+    fn is_inside_by_itself(&self, pid: Pid, stat: &Stat, all: &dyn Fn(Pid) -> Option<Stat>) -> bool {
+        if self.known.borrow().get(&pid) == Some(&stat.start_time) {
+            return true;
+        }
+        // A worker's first process is never part of another worker.
+        if self.leaders.borrow().contains(&pid) && pid != self.leader {
+            return false;
+        }
+        // The number of a session stays taken while anybody is in it, so it can only be a stranger's if a stranger
+        // with the first process's number leads it.
+        if stat.session == self.leader.as_raw_pid()
+            && all(self.leader).is_none_or(|leader| leader.start_time == self.started)
+        {
+            return true;
+        }
+        // Only of orphans that came back: reading an environment takes a lock of its process, so not of everybody.
+        stat.parent == rustix::process::getpid().as_raw_pid() && proc::started_with(pid, MARKER, &self.marker)
+    }
+
+    /// Everybody inside, zombies too; what is seen is remembered.
+    fn members(&self) -> io::Result<Vec<(Pid, Stat)>> {
+        let table: HashMap<Pid, Stat> =
+            proc::all()?.into_iter().filter_map(|pid| proc::stat(pid).ok().map(|stat| (pid, stat))).collect();
+        let look = |pid: Pid| table.get(&pid).copied();
+        let found: Vec<(Pid, Stat)> = table
+            .iter()
+            .filter(|(pid, stat)| self.is_member(**pid, stat, &look))
+            .map(|(&pid, &stat)| (pid, stat))
+            .collect();
+        *self.known.borrow_mut() = found.iter().map(|&(pid, stat)| (pid, stat.start_time)).collect();
+        Ok(found)
+    }
+
+    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more.
+    fn kill_all(&self) -> io::Result<Vec<rustix::fd::OwnedFd>> {
+        let mut signalled = Vec::new();
+        let mut seen = HashSet::new();
+        loop {
+            let new: Vec<(Pid, Stat)> = self
+                .members()?
+                .into_iter()
+                .filter(|(pid, stat)| !stat.is_over() && seen.insert((*pid, stat.start_time)))
+                .collect();
+            if new.is_empty() {
+                return Ok(signalled);
+            }
+            for (pid, stat) in new {
+                let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+                    continue;
+                };
+                // Between the look and the pidfd the number may have gone to somebody else.
+                let same = proc::stat(pid).is_ok_and(|now| now.start_time == stat.start_time);
+                if same && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok() {
+                    signalled.push(pidfd);
+                }
+            }
+        }
+    }
+
+    async fn empty(&self) -> io::Result<()> {
+        loop {
+            for pidfd in self.kill_all()? {
+                sys::watch(pidfd, Interest::READABLE)?.readable().await?.retain_ready();
+            }
+            let own = rustix::process::getpid().as_raw_pid();
+            let mut waiting = false;
+            for (pid, stat) in self.members()? {
+                if self.is_first(pid, &stat) && stat.is_over() {
+                    // Whoever started it reaps it.
+                } else if stat.is_over() && stat.parent == own {
+                    // An orphan that came back to us.
+                    let _ = rustix::process::waitid(
+                        rustix::process::WaitId::Pid(pid),
+                        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+                    );
+                } else {
+                    waiting = true;
+                }
+            }
+            if !waiting {
+                return Ok(());
+            }
+            // Somebody is on the way from its dead parent to us, which nothing announces.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// What its processes hold together; who is gone by now holds nothing.
+    fn total(&self, held: impl IntoIterator<Item = Option<(u64, u64)>>) -> MemoryReading {
+        let mut sum = MemoryReading { limit: self.limit.get(), ..MemoryReading::default() };
+        for (current, unreclaimable) in held.into_iter().flatten() {
+            sum.current = sum.current.saturating_add(current);
+            sum.unreclaimable = sum.unreclaimable.saturating_add(unreclaimable);
+        }
+        sum
+    }
+
+    fn living(&self) -> io::Result<Vec<Pid>> {
+        let members = self.members()?.into_iter();
+        Ok(members.filter(|(_, stat)| !stat.is_over()).map(|(pid, _)| pid).collect())
+    }
+
+    async fn sample(&self) -> io::Result<MemoryReading> {
+        let pids = self.living()?;
+        let reading = if pids.len() > 1 {
+            // What a tree shares would be counted many times over; the exact way may block, so not on this thread.
+            let look = move || pids.into_iter().map(proc::proportional).collect::<Vec<_>>();
+            self.total(tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?)
+        } else {
+            self.total(pids.into_iter().map(proc::resident))
+        };
+        self.last.set(Some((reading, Instant::now())));
+        Ok(reading)
+    }
+
+    fn failed(&self, what: &str) -> impl FnOnce(io::Error) -> FenceError {
+        let what = format!("{what} {}", self.describe());
+        move |error| FenceError { what, source: error.into() }
+    }
+}
+
+impl Fence for NoFence {
+    fn describe(&self) -> String {
+        format!("session {}", self.leader.as_raw_pid())
+    }
+
+    fn contains(&self, pid: Pid) -> bool {
+        let look = |pid| proc::stat(pid).ok();
+        let Some(stat) = look(pid) else { return false };
+        let inside = self.is_member(pid, &stat, &look);
+        if inside {
+            self.known.borrow_mut().insert(pid, stat.start_time);
+        }
+        inside
+    }
+
+    fn memory(&self) -> Result<MemoryReading, FenceError> {
+        if let Some((reading, _)) = self.last.get().filter(|(_, taken)| taken.elapsed() < 2 * SAMPLE) {
+            return Ok(reading);
+        }
+        let pids = self.living().map_err(self.failed("reading the memory of"))?;
+        Ok(self.total(pids.into_iter().map(proc::resident)))
+    }
+
+    fn arm(&self, edge: Option<u64>) -> LocalFuture<'_, Result<(), FenceError>> {
+        Box::pin(async move {
+            self.edge.set(edge.map(|edge| (edge, Instant::now())));
+            self.changed.notify_one();
+            Ok(())
+        })
+    }
+
+    fn next_event(&self) -> LocalFuture<'_, FenceEvent> {
+        Box::pin(async move {
+            loop {
+                let wait = async {
+                    match self.edge.get() {
+                        Some((_, look_at)) => tokio::time::sleep_until(look_at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = self.changed.notified() => continue,
+                    () = wait => {}
+                }
+                let Some((edge, look_at)) = self.edge.get() else {
+                    continue;
+                };
+                let sample = self.sample().await;
+                if self.edge.get() != Some((edge, look_at)) {
+                    // Another edge was armed, or this one lifted, meanwhile.
+                    continue;
+                }
+                match sample {
+                    Ok(reading) if reading.unreclaimable >= edge => {
+                        self.edge.set(None);
+                        return FenceEvent::Memory(reading);
+                    }
+                    _ => self.edge.set(Some((edge, Instant::now() + SAMPLE))),
+                }
+            }
+        })
+    }
+
+    fn set_limits<'a>(&'a self, limits: &'a FenceLimits) -> LocalFuture<'a, Result<Vec<String>, FenceError>> {
+        Box::pin(async move {
+            self.limit.set(limits.memory_max);
+            Ok(not_enforced(limits))
+        })
+    }
+
+    fn kill(&self) -> Result<(), FenceError> {
+        self.kill_all().map(drop).map_err(self.failed("killing"))
+    }
+
+    fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
+        // Whom the kernel's OOM killer took is not counted anywhere for a process alone.
+        Box::pin(async { DeathFacts::default() })
+    }
+
+    fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>> {
+        Box::pin(async move {
+            self.edge.set(None);
+            self.empty().await.map_err(self.failed("emptying"))?;
+            self.leaders.borrow_mut().remove(&self.leader);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for NoFence {
+    fn drop(&mut self) {
+        self.leaders.borrow_mut().remove(&self.leader);
+    }
+}
+
+/// What of these limits has no effect without a fence.
+pub fn not_enforced(limits: &FenceLimits) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(max) = limits.memory_max {
+        found.push(format!(
+            "memory.max {max} is not enforced without a fence: memory is looked at every second, and a worker that \
+             holds too much is recycled"
+        ));
+    }
+    if let Some(max) = limits.swap_max.filter(|&max| max > 0 && max != u64::MAX) {
+        found.push(format!("memory.swap_max {max} is not enforced without a fence"));
+    }
+    if let Some(max) = limits.tasks_max.filter(|&max| max != u64::MAX) {
+        found.push(format!("limits.tasks_max {max} is not enforced without a fence"));
+    }
+    if let Some(weight) = limits.cpu_weight {
+        found.push(format!("limits.cpu_weight {weight} has no effect without a fence"));
+    }
+    found
+}
