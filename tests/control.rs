@@ -646,3 +646,76 @@ fn the_manager_at_the_other_end_can_be_waited_for() {
     wait_for_end(&pidfd).unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_manager_that_does_nothing_is_told_from_one_that_is_not_there() {
+    let path = scratch().join("shop");
+    let directory = RuntimeDirectory::create(&path).unwrap();
+    // Connections wait in the queue of a listener that nobody looks at, as those of a stopped process do.
+    let address = format!("/proc/self/fd/{}/control", std::os::fd::AsRawFd::as_raw_fd(&directory.as_fd()));
+    let _listener = std::os::unix::net::UnixListener::bind(address).unwrap();
+    let error = Connection::open_directory(&path).unwrap().status().unwrap_err();
+    assert!(matches!(error, ClientError::Silent { .. }), "{error:?}");
+    assert_eq!(error.exit_code(), 1);
+}
+
+/// Do something as a user that owns nothing; only root can become one.
+fn as_nobody<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let nobody = rustix::process::Uid::from_raw(65_534);
+    let thread = std::thread::spawn(move || {
+        // This thread only: the kernel keeps credentials for each.
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        what()
+    });
+    Some(thread.join().unwrap())
+}
+
+#[test]
+fn strangers_are_kept_out_by_the_mode_and_by_their_credentials() {
+    let base = std::env::temp_dir().join(format!("paddock-strangers-{}", std::process::id()));
+    let path = base.join("shop");
+    std::fs::create_dir_all(&base).unwrap();
+    std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let manager = Manager::start_at(&path, None, echo);
+    let at = path.clone();
+    if let Some(error) = as_nobody(move || Connection::open_directory(&at).unwrap_err()) {
+        assert!(matches!(error, ClientError::Denied { .. }), "{error:?}");
+        assert_eq!(error.exit_code(), 1);
+        // Whoever opens the door by hand still lets nobody in.
+        std::fs::set_permissions(path.join("control"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        let at = path.clone();
+        let error = as_nobody(move || Connection::open_directory(&at).unwrap().status().unwrap_err());
+        assert!(matches!(error, Some(ClientError::Ended)), "{error:?}");
+    }
+    assert_eq!(manager.client().status().unwrap(), report());
+    std::fs::remove_dir_all(&base).unwrap();
+}
+
+#[test]
+fn all_apps_are_found_where_they_may_be() {
+    let base = scratch();
+    for name in ["b", "a", ".hidden", "not an app"] {
+        std::fs::create_dir_all(base.join("paddock").join(name)).unwrap();
+    }
+    let elsewhere = RuntimeDirectory::create(&base.join("elsewhere")).unwrap();
+    let mut surroundings = Surroundings {
+        runtime_directory: Some(elsewhere.path().into()),
+        xdg_runtime_directory: Some(base.clone().into()),
+        ..Default::default()
+    };
+    let found = |s: &Surroundings| -> Vec<PathBuf> {
+        let all = s.all().unwrap().into_iter();
+        all.filter_map(|path| path.strip_prefix(&base).ok().map(Path::to_path_buf)).collect()
+    };
+    assert_eq!(found(&surroundings), [PathBuf::from("paddock/a"), PathBuf::from("paddock/b")]);
+    std::fs::write(elsewhere.path().join("control"), "").unwrap();
+    assert_eq!(
+        found(&surroundings),
+        [PathBuf::from("elsewhere"), PathBuf::from("paddock/a"), PathBuf::from("paddock/b")]
+    );
+    surroundings.flag = Some(base.join("paddock/b"));
+    assert_eq!(found(&surroundings), [PathBuf::from("paddock/b")]);
+}
