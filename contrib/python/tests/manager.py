@@ -223,7 +223,7 @@ class Manager:
 
     @contextlib.contextmanager
     def client(self, index: int = 0) -> Iterator[Client]:
-        client = Client(self.connect(index))
+        client = Client(self.connect(index), lambda: self.connect(index))
         try:
             yield client
         finally:
@@ -254,13 +254,18 @@ class Response:
 
 
 class Client:
-    """A keep-alive client that never retries: what it loses is lost."""
+    """A keep-alive client that never retries: what it loses is lost. It connects again after ``Connection: close``."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, connect: Optional[Callable[[], socket.socket]] = None) -> None:
         self.sock = sock
+        self._connect = connect
         self._buffer = b""
+        self._over = False
 
     def send(self, path: str = "/", *, head: str = "") -> None:
+        if self._over and self._connect is not None:
+            self.sock.close()
+            self.sock, self._buffer, self._over = self._connect(), b"", False
         self.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n{head}\r\n".encode())
 
     def _until(self, mark: bytes) -> bytes:
@@ -301,7 +306,9 @@ class Client:
                 while True:
                     self._fill()
             body, self._buffer = self._buffer, b""
-        return Response(status, headers, body)
+        response = Response(status, headers, body)
+        self._over = response.closes
+        return response
 
     def get(self, path: str = "/") -> Response:
         self.send(path)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Optional
@@ -24,7 +25,7 @@ import click
 import uvicorn
 
 from . import apps, cli
-from .environment import Listener, listeners
+from .environment import Listener, backlog, listeners
 from .requests import Request
 from .worker import Worker
 
@@ -83,7 +84,7 @@ class _Counted:
             return send(message)
 
         task = asyncio.current_task() if self._watch else None
-        request = self._requests.begin(lambda: f"{scope['method']} {scope['path']}", task)
+        request = self._requests.begin(lambda: f"{scope['method']} {scope['path']}", lambda: _where_it_waits(task))
         try:
             if self._watch:
                 await self._app(scope, *_watched(request, receive, closing_send))
@@ -91,6 +92,20 @@ class _Counted:
                 await self._app(scope, receive, closing_send)
         finally:
             self._requests.end(request)
+
+
+def _where_it_waits(task: Optional[asyncio.Task[Any]]) -> Optional[list[str]]:
+    """The stack of a suspended task, outermost first (``Task.get_stack`` gives only the outermost frame)."""
+    coroutine: Any = None if task is None else task.get_coro()
+    if coroutine is None or coroutine.cr_running:
+        return None
+    lines: list[str] = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is not None:
+            lines += traceback.format_stack(frame, 1)
+        coroutine = getattr(coroutine, "cr_await", None)
+    return lines
 
 
 def _watched(request: Request, receive: _Receive, send: _Send) -> tuple[_Receive, _Send]:
@@ -274,13 +289,18 @@ def run(argv: Sequence[str]) -> int:
     for name in _OWNED:
         given.pop(name, None)
     given["workers"] = 1
-    given["backlog"] = max(sock.backlog() for sock in sockets)
+    given["backlog"] = backlog(sockets)
     # In this order: --env-file takes effect with the Config, before the application's import.
     config = uvicorn.Config(target, **given)
-    config.app = apps.load(target, factory=options.factory, defaults=("app", "application"))
+    application = apps.load(target, factory=options.factory, defaults=("app", "application"))
+    return serve(config, application, sockets, worker, options.drain_linger)
+
+
+def serve(config: uvicorn.Config, application: Any, sockets: Sequence[Listener], worker: Worker, linger: float) -> int:
+    """Serves until drained. Returns the exit code: 3, uvicorn's own, if the application did not start up."""
+    config.app = application
     config.load()
     config.loaded_app = _Counted(config.loaded_app, worker)
-    server = Server(config, worker, options.drain_linger)
+    server = Server(config, worker, linger)
     server.run(sockets=list(sockets))
-    worker.finish()
     return 0 if server.started else 3

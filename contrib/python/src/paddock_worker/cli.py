@@ -12,10 +12,12 @@ from typing import Optional
 
 from .apps import TargetProblem, add_directory
 from .environment import Environment, EnvironmentProblem
+from .worker import finish
 
 SERVERS = {
     "wsgi": ("wsgi", "a WSGI application on waitress: threads"),
     "asgi": ("asgi", "an ASGI application on uvicorn: one event loop"),
+    "gunicorn": ("gunicorn", "gunicorn's own worker classes and configuration, without its master"),
 }
 """The first word of the command line: the module behind it, and what it is."""
 
@@ -93,7 +95,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs a server until it is drained. Exit codes: 0 drained, 1 it failed, 2 the command line is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in SERVERS:
-        print(f"usage: python -m paddock_worker {{{','.join(SERVERS)}}} [options] module:app\n", file=sys.stderr)
+        print(f"usage: python -m paddock_worker {{{','.join(SERVERS)}}} [options]…\n", file=sys.stderr)
         for name, (_, what) in SERVERS.items():
             print(f"  {name:10} {what}", file=sys.stderr)
         print("\nEach has a --help of its own.", file=sys.stderr)
@@ -119,6 +121,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+    finish()
     return code
 
 

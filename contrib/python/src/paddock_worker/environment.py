@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -134,6 +134,11 @@ class Listener(socket.socket):
             return default
         value: int = struct.unpack_from("=I", info, 28)[0] if len(info) >= 32 else 0
         return value or default
+
+
+def backlog(sockets: Sequence[Listener]) -> int:
+    """What to hand to a server that insists on setting the accept queue's length: the longest that it has already."""
+    return max(sock.backlog() for sock in sockets)
 
 
 def listeners(env: Environment, wanted: tuple[str, ...] = ()) -> list[Listener]:

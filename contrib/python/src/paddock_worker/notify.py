@@ -9,8 +9,8 @@ from __future__ import annotations
 import _socket
 import array
 import os
-import select
 from _thread import allocate_lock
+from select import poll
 from typing import Optional
 
 
@@ -74,8 +74,8 @@ class Notifier:
                 return False
             finally:
                 os.close(writer)
-            poll = select.poll()
-            poll.register(reader, 0)
-            return bool(poll.poll(max(0, int(timeout * 1000))))
+            waiter = poll()
+            waiter.register(reader, 0)
+            return bool(waiter.poll(max(0, int(timeout * 1000))))
         finally:
             os.close(reader)

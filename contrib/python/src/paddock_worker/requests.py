@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable
-from typing import Any, Optional
+from time import monotonic
+from typing import Optional
+
+
+Stack = Callable[[], Optional[list[str]]]
+"""Where a request waits, as :func:`traceback.format_stack` gives it; None while it runs in its thread."""
 
 
 class Request:
     """One request in flight."""
 
-    __slots__ = ("active", "hung", "name", "task", "thread", "touched")
+    __slots__ = ("active", "hung", "name", "stack", "thread", "touched")
 
-    def __init__(self, name: Callable[[], str], task: Any = None) -> None:
+    def __init__(self, name: Callable[[], str], stack: Optional[Stack] = None) -> None:
         self.name = name
-        self.task = task
+        self.stack = stack
         self.thread = get_ident()
-        self.touched = time.monotonic()
+        self.touched = monotonic()
         self.active = True
         self.hung = False
 
@@ -27,7 +31,7 @@ class Request:
 
     def touch(self) -> None:
         """The request moved: data went out or came in."""
-        self.touched = time.monotonic()
+        self.touched = monotonic()
         self.active = True
 
 
@@ -58,9 +62,9 @@ class Requests:
         """How many requests have begun and not ended."""
         return len(self._flying)
 
-    def begin(self, name: Callable[[], str], task: Any = None) -> Request:
-        """A request reaches the application. ``name`` is called only if it must be named in the log."""
-        request = Request(name, task)
+    def begin(self, name: Callable[[], str], stack: Optional[Stack] = None) -> Request:
+        """A request reaches the application. ``name`` is called only if it must be named in the log, and so is ``stack``."""
+        request = Request(name, stack)
         self._flying[id(request)] = request
         if self.timeout is not None and not self._watched:
             self._watched = True
@@ -75,7 +79,7 @@ class Requests:
 
     def count(self) -> None:
         """One more was served. Reported at once on reaching the quota, else at most every :attr:`REPORT_EVERY`."""
-        now = time.monotonic()
+        now = monotonic()
         with self._lock:
             self.total += 1
             total = self.total
@@ -97,11 +101,11 @@ class Requests:
             if self._reported >= self.total:
                 self._woken = False
                 return None
-            wait = self._reported_at + self.REPORT_EVERY - time.monotonic()
+            wait = self._reported_at + self.REPORT_EVERY - monotonic()
             if wait > 0:
                 return wait
             self._woken = False
-            self._reported_at = time.monotonic()
+            self._reported_at = monotonic()
             total = self.total
         if self._report(total):
             self._reported = total
@@ -120,7 +124,7 @@ class Requests:
         if not flying:
             return [], None
         self._watched = True
-        now = time.monotonic()
+        now = monotonic()
         hung = []
         wait = self.timeout
         for request in flying:

@@ -2,6 +2,9 @@
 
 The watchdog is the exception: it is fed by whoever serves (:class:`Watchdog`), never by this thread, or it would say that all
 is well while nothing is.
+
+What the housekeeper's thread calls is taken from the modules at import, before gevent can patch them: it must work when the
+event loop does not.
 """
 
 from __future__ import annotations
@@ -9,13 +12,13 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import select
 import sys
-import time
 import traceback
 from _thread import get_ident, start_new_thread
 from collections.abc import Callable
-from typing import Any, Optional
+from select import POLLIN, poll
+from time import monotonic, sleep
+from typing import Optional
 
 from .environment import Environment
 from .notify import Notifier
@@ -36,6 +39,12 @@ def request_recycle(reason: str = "the application asked for it") -> None:
         _current.recycle(reason)
 
 
+def finish() -> None:
+    """The worker's last words, if there is one."""
+    if _current is not None:
+        _current.finish()
+
+
 class Watchdog:
     """The serving path's pings. Call :meth:`feed` from there, at least every :attr:`interval` seconds."""
 
@@ -47,17 +56,17 @@ class Watchdog:
 
     def wait(self) -> Optional[float]:
         """Seconds until the next ping is due."""
-        return None if self.interval is None else max(0.0, self._next - time.monotonic())
+        return None if self.interval is None else max(0.0, self._next - monotonic())
 
     def due(self) -> bool:
         """Whether :meth:`feed` would send now."""
-        return self.interval is not None and time.monotonic() >= self._next
+        return self.interval is not None and monotonic() >= self._next
 
     def feed(self, progress: bool = True) -> None:
         """Sends a ping if one is due. ``progress`` false withholds it until the next one is due."""
         if self.interval is None:
             return
-        now = time.monotonic()
+        now = monotonic()
         if now < self._next:
             return
         self._next = now + self.interval
@@ -82,12 +91,14 @@ class Pool:
 class Worker:
     """The manager's view of this process."""
 
-    def __init__(self, env: Environment, *, request_timeout: Optional[float] = None) -> None:
+    def __init__(self, env: Environment, *, request_timeout: Optional[float] = None, own_quota: int = 0) -> None:
+        """``own_quota``: after so many requests ask for a replacement, where the manager has set no quota."""
         global _current
         self.env = env
+        self._own_quota = 0 if env.quota else own_quota
         self.notifier = Notifier(env.notify_address)
         self.watchdog = Watchdog(self.notifier, env.watchdog)
-        self.requests = Requests(env.quota, self._report, self._wake, request_timeout)
+        self.requests = Requests(env.quota or own_quota, self._report, self._wake, request_timeout)
         self.on_hung: Optional[Callable[[Request], None]] = None
         """Called in the housekeeper's thread for each request found hung, after the manager was asked for a replacement."""
         self.draining = False
@@ -150,6 +161,8 @@ class Worker:
             pass
 
     def _report(self, total: int) -> bool:
+        if self._own_quota and total >= self._own_quota:
+            self.recycle(f"{total} requests served")
         return self.notifier.post(f"X_PADDOCK_REQUESTS={total}")
 
     def _keep_house(self) -> None:
@@ -160,7 +173,7 @@ class Worker:
                 if self._ended:
                     return
                 logger.exception("the housekeeper stumbled")
-                time.sleep(1)
+                sleep(1)
 
     def _housekeeping(self) -> None:
         waits = [self.requests.flush(), None if self.notifier.retry() else 1.0]
@@ -168,8 +181,8 @@ class Worker:
         for request in hung:
             self._hung(request)
         waits.append(look_again)
-        poll = select.poll()
-        poll.register(self._wake_reader, select.POLLIN)
+        waiter = poll()
+        waiter.register(self._wake_reader, POLLIN)
         pulse_fd = None
         if self._pulse is not None:
             if self._pulse.connect():
@@ -177,16 +190,16 @@ class Worker:
             if pulse_fd is None:
                 waits.append(Pulse.RETRY)
             else:
-                poll.register(pulse_fd, select.POLLIN)
+                waiter.register(pulse_fd, POLLIN)
         known = [wait for wait in waits if wait is not None]
-        ready = poll.poll(int(min(known) * 1000) + 1 if known else None)
+        ready = waiter.poll(int(min(known) * 1000) + 1 if known else None)
         for fd, _ in ready:
             if fd == self._wake_reader:
                 os.read(self._wake_reader, 4096)
             elif self._pulse is not None and self._pulse.drain():
-                started = time.monotonic()
+                started = monotonic()
                 relieve()
-                logger.info("memory pressure: shed what could be shed in %.3f s", time.monotonic() - started)
+                logger.info("memory pressure: shed what could be shed in %.3f s", monotonic() - started)
 
     def _hung(self, request: Request) -> None:
         try:
@@ -194,27 +207,16 @@ class Worker:
         except Exception:
             name = "a request"
         lines = [f"{name} has been at it for {self.requests.timeout:g} s without a sign of life; it is here:\n"]
-        coroutine = None if request.task is None else request.task.get_coro()
+        suspended = request.stack() if request.stack is not None else None
         thread = sys._current_frames().get(request.thread)
-        if coroutine is not None and not coroutine.cr_running:
-            lines += _where_it_waits(coroutine)
+        if suspended is not None:
+            lines += suspended
         elif thread is not None:
             lines += traceback.format_stack(thread)
         logger.warning("%s", "".join(lines).rstrip())
         self.recycle(f"{name} is hung")
         if self.on_hung is not None:
             self.on_hung(request)
-
-
-def _where_it_waits(coroutine: Any) -> list[str]:
-    """The stack of a suspended coroutine, outermost first, as :func:`traceback.format_stack` gives it."""
-    lines: list[str] = []
-    while coroutine is not None:
-        frame = getattr(coroutine, "cr_frame", None)
-        if frame is not None:
-            lines += traceback.format_stack(frame, 1)
-        coroutine = getattr(coroutine, "cr_await", None)
-    return lines
 
 
 def _line(text: str) -> str:

@@ -11,7 +11,6 @@ import logging
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
@@ -309,8 +308,6 @@ def run(argv: Sequence[str]) -> int:
         signal.signal(number, lambda *_: server.drain())
     worker.ready(f"waitress {_version()}, {adjustments.threads} threads")
     server.run()
-    worker.finish()
-    sys.stdout.flush()
     return 0
 
 

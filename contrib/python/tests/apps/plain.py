@@ -1,7 +1,7 @@
 """The same small application twice, as WSGI and as ASGI.
 
 /            the pid                      /sleep/S     answers after S seconds (ASGI: cooperatively)
-/spin/S      computes for S seconds       /block/S     ASGI: sleeps in the event loop's thread
+/spin/S      computes for S seconds       /block/S     blocks the thread, whatever monkey has patched
 /pool/S      ASGI: sleeps in the default executor
 /stream/N/S  N pieces, S seconds apart    /big/MB      a body of so many megabytes
 /pulses      how often memory pressure was felt        /boom  raises
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import time
@@ -41,8 +42,10 @@ def application(environ, start_response):
     word, first, second = words(environ["PATH_INFO"])
     if word == "boom":
         raise RuntimeError("boom")
-    if word in ("sleep", "block"):
+    if word == "sleep":
         time.sleep(first)
+    elif word == "block":
+        ctypes.CDLL(None).sleep(int(first))
     elif word == "spin":
         spin(first)
     elif word == "exit":
@@ -82,7 +85,7 @@ async def app(scope, receive, send):
     if word == "sleep":
         await asyncio.sleep(first)
     elif word == "block":
-        time.sleep(first)
+        ctypes.CDLL(None).sleep(int(first))
     elif word == "spin":
         spin(first)
     elif word == "pool":
