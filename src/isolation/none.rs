@@ -164,11 +164,13 @@ impl NoFence {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
         loop {
-            let new: Vec<(Pid, Stat)> = self
+            let mut new: Vec<(Pid, Stat)> = self
                 .members()?
                 .into_iter()
                 .filter(|(pid, stat)| !stat.is_over() && seen.insert((*pid, stat.start_time)))
                 .collect();
+            // Parents first, or the first process may see its child die and end by itself.
+            new.sort_unstable_by_key(|&(pid, stat)| (stat.start_time, pid.as_raw_pid()));
             if new.is_empty() {
                 return Ok(signalled);
             }

@@ -112,7 +112,9 @@ impl Group {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
         loop {
-            let new: Vec<Pid> = self.processes().into_iter().filter(|&pid| seen.insert(pid)).collect();
+            let mut new: Vec<Pid> = self.processes().into_iter().filter(|&pid| seen.insert(pid)).collect();
+            // Mostly parents first, or the first process may see its child die and end by itself.
+            new.sort_unstable_by_key(|pid| pid.as_raw_pid());
             if new.is_empty() {
                 return signalled;
             }
