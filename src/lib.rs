@@ -15,6 +15,7 @@ pub mod config;
 pub mod control;
 pub mod isolation;
 pub mod observe;
+pub mod runtime;
 pub mod supervisor;
 pub mod sys;
 pub mod systemd;

@@ -1,4 +1,75 @@
 //! argv in, exit code out.
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use paddock::cli::{self, Cli, Command, ConfigArgs};
+use paddock::command;
+use paddock::config::{Invocation, Runner};
+use paddock::runtime::setup::Refusal;
+use paddock::worker::gate;
+
+fn main() -> ExitCode {
+    // The gate is on the way of every start: it needs no command line parser.
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|role| role == gate::ROLE) && arguments.next().is_none() {
+        return gate::run();
+    }
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match cli::parse(arguments) {
+        Ok(cli) => dispatch(cli),
+        Err(error) => {
+            // Help and version go to standard output and are no error.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
+}
+
+fn dispatch(Cli { runtime_directory, command }: Cli) -> ExitCode {
+    let directory = runtime_directory.as_deref();
+    match command {
+        Command::Run(config) => run(config, directory),
+        Command::Check { config, no_start } => check(config, no_start),
+        Command::ShowConfig { config, json } => command::show_config::run(&invocation(config), json),
+        Command::Status { app, json, ready } => command::status::run(app.as_deref(), directory, json, ready),
+        Command::Reload { app, no_wait } => command::reload::run(&app, directory, !no_wait),
+        Command::Recycle { app, slot } => command::recycle::run(&app, directory, slot),
+        Command::Scale { app, workers } => command::scale::run(&app, directory, workers),
+        Command::Signal { app, signal, slot } => command::signal::run(&app, directory, signal, slot),
+        Command::Stop { app, fast } => command::stop::run(&app, directory, fast),
+        Command::Reap { app } => command::reap::run(&app, directory),
+        Command::Completions { shell } => command::completions::run(shell),
+        Command::Man { page, directory } => command::man::run(page.as_deref(), directory.as_deref()),
+        Command::Gate => gate::run(),
+    }
+}
+
+fn invocation(config: ConfigArgs) -> Invocation {
+    Invocation { file: config.file, flags: config.flags, runner: Runner::of_process() }
+}
+
+fn run(config: ConfigArgs, directory: Option<&Path>) -> ExitCode {
+    match command::run::run(invocation(config), directory, std::io::stderr().is_terminal()) {
+        Ok(code) => ExitCode::from(code),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+fn check(config: ConfigArgs, no_start: bool) -> ExitCode {
+    match command::check::check(invocation(config), !no_start, std::io::stderr().is_terminal()) {
+        Ok(said) => {
+            let _ = writeln!(std::io::stdout(), "{said}");
+            ExitCode::SUCCESS
+        }
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+fn refuse(refusal: &Refusal) -> ExitCode {
+    // Nobody may be listening; the exit code says it, too.
+    let _ = writeln!(std::io::stderr(), "{}", refusal.message);
+    ExitCode::from(refusal.code)
 }

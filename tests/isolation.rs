@@ -400,7 +400,7 @@ fn a_failed_enclosure_leaves_nothing_but_the_gate() {
         let other = name("refused");
         let gone = Pid::from_raw(i32::MAX).unwrap();
         assert!(isolation.enclose(&other, gone, &refused).await.is_err());
-        assert!(isolation.leftovers(&other.app).unwrap().is_empty());
+        assert!(isolation.leftovers(&other.app).await.unwrap().is_empty());
         // The name was free again, and the second gate still works.
         let fence_2 = isolation.enclose(&other, second.pid(), &memory(64 * MIB)).await.unwrap();
         for (worker, fence) in [(&mut worker, &fence), (&mut second, &fence_2)] {
@@ -429,9 +429,9 @@ fn b40_what_a_dead_manager_left_is_found_for_its_own_app_only() {
         assert!(!directories(&emptied).is_empty());
 
         let next = CgroupIsolation::probe().unwrap();
-        assert!(next.leftovers("left").unwrap().is_empty());
-        assert!(next.leftovers(&other.app).unwrap().is_empty());
-        let found = next.leftovers(&own.app).unwrap();
+        assert!(next.leftovers("left").await.unwrap().is_empty());
+        assert!(next.leftovers(&other.app).await.unwrap().is_empty());
+        let found = next.leftovers(&own.app).await.unwrap();
         assert!(directories(&emptied).is_empty(), "an empty group is removed");
         let [left] = found.as_slice() else { panic!("{}", found.len()) };
         assert_eq!(left.name, own);
@@ -443,7 +443,7 @@ fn b40_what_a_dead_manager_left_is_found_for_its_own_app_only() {
         left.fence.kill().unwrap();
         worker.reap();
         left.fence.sweep().await.unwrap();
-        assert!(next.leftovers(&own.app).unwrap().is_empty());
+        assert!(next.leftovers(&own.app).await.unwrap().is_empty());
     });
 }
 

@@ -7,11 +7,14 @@ use crate::control::ControlRequest;
 use crate::control::client::Connection;
 use crate::control::directory::Surroundings;
 
+pub mod check;
 pub mod completions;
 pub mod figures;
 pub mod man;
+pub mod reap;
 pub mod recycle;
 pub mod reload;
+pub mod run;
 pub mod scale;
 pub mod show_config;
 pub mod signal;

@@ -11,7 +11,7 @@ use super::terminal::{Colour, Look, complain, fail, print};
 use crate::control::client::{ClientError, Connection};
 use crate::control::directory::Surroundings;
 use crate::control::status::{StatusReport, WorkerReport};
-use crate::worker::message::escape;
+use crate::observe::escape::single_line;
 
 /// Show `app`, or every app that has a runtime directory; with `ready`, exit 1 unless every slot is ready.
 pub fn run(app: Option<&str>, directory: Option<&Path>, json: bool, ready: bool) -> ExitCode {
@@ -245,5 +245,5 @@ fn counted(counts: &BTreeMap<String, u64>) -> String {
 
 /// Text from the other end of the socket, and so perhaps from a worker.
 fn harmless(text: &str) -> String {
-    escape(text.as_bytes(), TEXT)
+    single_line(text, TEXT)
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use crate::control::client::ClientError;
-use crate::worker::message::escape;
+use crate::observe::escape::single_line;
 
 /// How output may look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,7 +89,7 @@ pub fn print(text: &str) {
 pub fn complain(text: &str) {
     let mut stderr = io::stderr().lock();
     for line in text.lines() {
-        let _ = writeln!(stderr, "{}", escape(line.as_bytes(), LINE));
+        let _ = writeln!(stderr, "{}", single_line(line, LINE));
     }
 }
 

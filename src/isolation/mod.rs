@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod none;
 pub mod proc;
+pub mod select;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,6 +25,16 @@ pub enum Mode {
     Cgroup,
     /// No fence.
     None,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Scope => "scope",
+            Self::Cgroup => "cgroup",
+            Self::None => "none",
+        })
+    }
 }
 
 /// Limits of one worker; unset: the system's.
@@ -113,6 +124,9 @@ pub trait Isolation {
         gate: Pid,
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>>;
+
+    /// Fences that dead managers of this app left with somebody inside; empty ones are removed on the way.
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>>;
 }
 
 /// One worker's fence.

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::proc::{self, Stat};
 use super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, LocalFuture, MemoryReading, Mode,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, MemoryReading,
+    Mode,
 };
 use crate::sys;
 
@@ -53,6 +54,11 @@ impl NoneIsolation {
 impl Isolation for NoneIsolation {
     fn mode(&self) -> Mode {
         Mode::None
+    }
+
+    fn leftovers<'a>(&'a self, _app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+        // Without fences there is no register of what a dead manager had started.
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn enclose<'a>(

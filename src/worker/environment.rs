@@ -71,6 +71,8 @@ pub struct Facts<'a> {
     pub slot: u32,
     /// `PADDOCK_GENERATION`
     pub generation: u64,
+    /// `PADDOCK_WORKER`: what marks every process of this worker where there is no fence to tell them by.
+    pub marker: &'a str,
     /// `PADDOCK_MAX_REQUESTS`
     pub quota: Option<u64>,
     /// `LISTEN_FDNAMES`, one for each socket.
@@ -92,6 +94,7 @@ pub fn complete(base: &BTreeMap<OsString, OsString>, facts: &Facts<'_>) -> Vec<(
     set("PADDOCK_APP", facts.app.into());
     set("PADDOCK_SLOT", facts.slot.to_string().into());
     set("PADDOCK_GENERATION", facts.generation.to_string().into());
+    set("PADDOCK_WORKER", facts.marker.into());
     if let Some(quota) = facts.quota {
         set("PADDOCK_MAX_REQUESTS", quota.to_string().into());
     }
@@ -178,6 +181,7 @@ mod tests {
             app: "shop",
             slot: 2,
             generation: 3,
+            marker: "shop-2-x",
             quota: Some(9),
             socket_names: &names,
             notify: Path::new("/n"),

@@ -14,6 +14,9 @@ use nix::unistd::{Gid, Uid};
 use super::order::{self, Order, Received};
 use crate::sys;
 
+/// The one argument that makes paddock a gate.
+pub const ROLE: &str = "gate";
+
 /// First descriptor of the sockets: `SD_LISTEN_FDS_START` (`sd_listen_fds(3)`).
 const LISTEN_FDS_START: RawFd = 3;
 

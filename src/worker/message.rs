@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::observe::escape::single_line_bytes;
 use crate::supervisor::event::Message;
 
 /// The longest `STATUS=` that is kept, in bytes.
@@ -26,7 +27,7 @@ pub fn parse(bytes: &[u8]) -> Datagram {
         match key {
             b"READY" if value == b"1" => datagram.messages.push(Message::Ready),
             b"STOPPING" if value == b"1" => datagram.messages.push(Message::Stopping),
-            b"STATUS" => datagram.messages.push(Message::Status(escape(value, STATUS_MAX))),
+            b"STATUS" => datagram.messages.push(Message::Status(single_line_bytes(value, STATUS_MAX))),
             b"WATCHDOG" if value == b"1" => datagram.messages.push(Message::Watchdog),
             b"WATCHDOG" if value == b"trigger" => datagram.messages.push(Message::WatchdogTrigger),
             b"EXTEND_TIMEOUT_USEC" => {
@@ -43,39 +44,6 @@ pub fn parse(bytes: &[u8]) -> Datagram {
 
 fn number(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
-}
-
-/// Text from outside, made harmless for a terminal: control characters (C0, DEL, C1) and invalid UTF-8 become `\xNN`,
-/// other unprintable or text-reordering characters `\u{…}`; at most about `limit` bytes of it.
-pub fn escape(bytes: &[u8], limit: usize) -> String {
-    let mut text = String::new();
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            if text.len() >= limit {
-                text.push('…');
-                return text;
-            }
-            match character {
-                '\t' => text.push(' '),
-                '\0'..='\x1f' | '\x7f'..='\u{9f}' => push_hex(&mut text, u32::from(character)),
-                '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
-                    text.extend(character.escape_unicode());
-                }
-                _ => text.push(character),
-            }
-        }
-        for byte in chunk.invalid() {
-            push_hex(&mut text, u32::from(*byte));
-        }
-    }
-    text
-}
-
-fn push_hex(text: &mut String, value: u32) {
-    text.push_str("\\x");
-    for shift in [4, 0] {
-        text.extend(char::from_digit((value >> shift) & 0xf, 16));
-    }
 }
 
 #[cfg(test)]
@@ -122,12 +90,5 @@ mod tests {
         ] {
             assert_eq!(parse(text), Datagram::default(), "{:?}", String::from_utf8_lossy(text));
         }
-    }
-
-    #[test]
-    fn text_cannot_drive_a_terminal() {
-        assert_eq!(escape(b"\x1b[2Jx\x07\xc2\x9by\xff", 100), "\\x1b[2Jx\\x07\\x9by\\xff");
-        assert_eq!(escape("a\u{202e}b".as_bytes(), 100), "a\\u{202e}b");
-        assert_eq!(escape(&[b'x'; 1000], 10), "xxxxxxxxxx…");
     }
 }

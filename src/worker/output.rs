@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::files;
-use super::message::escape;
+use crate::observe::escape::single_line_bytes;
 use crate::sys;
 
 /// How many last lines are kept.
@@ -69,8 +69,8 @@ impl Output {
         Ok(rustix::fs::open(&self.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// Hand every line to `line`, for ever.
-    pub async fn forward(&self, line: impl Fn(&str)) {
+    /// Hand every line to `line`, as it was written, for ever.
+    pub async fn forward(&self, line: impl Fn(&[u8])) {
         while let Ok(mut guard) = self.fifo.readable().await {
             // Cleared first: what is written from here on wakes us again.
             guard.clear_ready();
@@ -82,7 +82,7 @@ impl Output {
     }
 
     /// Read what is there now; to be called when the worker is dead.
-    pub fn drain(&self, line: impl Fn(&str)) {
+    pub fn drain(&self, line: impl Fn(&[u8])) {
         // A process that the worker left may go on writing: what fits the buffer is enough.
         for _ in 0..=(BUFFER / CHUNK) {
             if !self.read_some(&line) {
@@ -96,12 +96,12 @@ impl Output {
         }
     }
 
-    /// The last lines, oldest first.
+    /// The last lines, oldest first, control characters escaped.
     pub fn last_words(&self) -> Vec<String> {
         self.state.borrow().last.iter().cloned().collect()
     }
 
-    fn read_some(&self, line: &impl Fn(&str)) -> bool {
+    fn read_some(&self, line: &impl Fn(&[u8])) -> bool {
         let mut chunk = [0_u8; CHUNK];
         match rustix::io::read(self.fifo.get_ref(), &mut chunk) {
             Ok(count) => {
@@ -116,7 +116,7 @@ impl Output {
 const CHUNK: usize = 16 * 1024;
 
 impl State {
-    fn take(&mut self, bytes: &[u8], line: &impl Fn(&str)) {
+    fn take(&mut self, bytes: &[u8], line: &impl Fn(&[u8])) {
         let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
             self.partial.extend_from_slice(piece);
@@ -132,10 +132,10 @@ impl State {
         }
     }
 
-    fn finish_line(&mut self, bytes: &[u8], line: &impl Fn(&str)) {
+    fn finish_line(&mut self, bytes: &[u8], line: &impl Fn(&[u8])) {
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        let text = escape(bytes, 4 * LINE_MAX);
-        line(&text);
+        line(bytes);
+        let text = single_line_bytes(bytes, 4 * LINE_MAX);
         if self.last.len() >= LINES_KEPT {
             self.last.pop_front();
         }
@@ -160,7 +160,7 @@ mod tests {
         let lines = RefCell::new(Vec::new());
         let mut state = State::default();
         for chunk in chunks {
-            state.take(chunk, &|line: &str| lines.borrow_mut().push(line.to_owned()));
+            state.take(chunk, &|line: &[u8]| lines.borrow_mut().push(String::from_utf8_lossy(line).into_owned()));
         }
         lines.into_inner()
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use tokio::io::Interest;
@@ -83,7 +84,7 @@ impl Process {
 #[derive(Debug)]
 pub struct Gate {
     /// The process; an unreaped child until [`Process::ended`] says so.
-    pub process: Process,
+    pub process: Rc<Process>,
     control: UnixStream,
 }
 
@@ -107,7 +108,7 @@ impl Gate {
     pub fn spawn() -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new("/proc/self/exe")
-            .arg("gate")
+            .arg(super::gate::ROLE)
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -118,7 +119,7 @@ impl Gate {
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other("a child without a pid"))?;
         ours.set_nonblocking(true)?;
-        Ok(Self { process: Process::open(pid)?, control: ours })
+        Ok(Self { process: Rc::new(Process::open(pid)?), control: ours })
     }
 
     /// Give the order and wait until the command has been exec'd.

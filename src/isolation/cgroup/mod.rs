@@ -33,14 +33,6 @@ impl CgroupIsolation {
     pub fn describe(&self) -> String {
         self.v1.describe()
     }
-
-    /// The workers' groups that dead managers of this app left, as far as somebody is inside; empty ones are removed.
-    ///
-    /// # Errors
-    /// What the kernel says when a group cannot be removed or watched.
-    pub fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
-        self.v1.leftovers(app)
-    }
 }
 
 impl Isolation for CgroupIsolation {
@@ -55,5 +47,9 @@ impl Isolation for CgroupIsolation {
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
         Box::pin(async move { self.v1.enclose(name, gate, limits) })
+    }
+
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+        Box::pin(async move { self.v1.leftovers(app) })
     }
 }

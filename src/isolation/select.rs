@@ -1,0 +1,82 @@
+//! Which fence: the best that the machine has, and why not a better one.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::cgroup::CgroupIsolation;
+use super::none::{self, NoneIsolation};
+use super::{FenceLimits, Isolation, Mode};
+use crate::config::model::IsolationChoice;
+
+/// The fence to use.
+pub struct Chosen {
+    /// It.
+    pub isolation: Rc<dyn Isolation>,
+    /// The cgroup that workers' fences are made in, as /proc/PID/cgroup writes it; none: the manager's own.
+    pub above: Option<String>,
+    /// One line: the mode, where the fences are, and why the better modes were not available.
+    pub explanation: String,
+}
+
+/// What was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("isolation = {wanted:?} is not available here: {reason}; choose another mode or \"auto\"")]
+pub struct Unavailable {
+    wanted: &'static str,
+    reason: String,
+}
+
+/// Find the fence that was asked for, or the best. `graceful` bounds how long systemd may let a scope's worker drain.
+///
+/// # Errors
+/// A mode that was asked for is not there: it is never replaced by a weaker one.
+pub async fn choose(choice: IsolationChoice, app: &str, graceful: Duration) -> Result<Chosen, Unavailable> {
+    let unavailable = |wanted| move |reason| Unavailable { wanted, reason };
+    match choice {
+        IsolationChoice::Scope => scope(app, graceful).await.map_err(unavailable("scope")),
+        IsolationChoice::Cgroup => cgroup().map_err(unavailable("cgroup")),
+        IsolationChoice::None => nothing().map_err(unavailable("none")),
+        IsolationChoice::Auto => {
+            let mut reasons = Vec::new();
+            let found = match scope(app, graceful).await {
+                Ok(chosen) => Ok(chosen),
+                Err(reason) => {
+                    reasons.push(format!("scope is not available: {reason}"));
+                    cgroup().or_else(|reason| {
+                        reasons.push(format!("cgroup is not available: {reason}"));
+                        nothing()
+                    })
+                }
+            };
+            let mut chosen = found.map_err(unavailable("auto"))?;
+            for reason in reasons {
+                chosen.explanation.push_str("; ");
+                chosen.explanation.push_str(&reason);
+            }
+            Ok(chosen)
+        }
+    }
+}
+
+/// What of the limits has no effect in this mode, for the log.
+pub fn warnings(mode: Mode, limits: &FenceLimits) -> Vec<String> {
+    match mode {
+        Mode::None => none::not_enforced(limits),
+        Mode::Scope | Mode::Cgroup => Vec::new(),
+    }
+}
+
+fn scope(_app: &str, _graceful: Duration) -> std::future::Ready<Result<Chosen, String>> {
+    std::future::ready(Err("this version has no scopes".to_owned()))
+}
+
+fn cgroup() -> Result<Chosen, String> {
+    let isolation = CgroupIsolation::probe()?;
+    let explanation = format!("isolation cgroup: {}", isolation.describe());
+    Ok(Chosen { isolation: Rc::new(isolation), above: None, explanation })
+}
+
+fn nothing() -> Result<Chosen, String> {
+    let isolation = NoneIsolation::new().map_err(|error| error.to_string())?;
+    Ok(Chosen { isolation: Rc::new(isolation), above: None, explanation: "isolation none".to_owned() })
+}

@@ -1,0 +1,98 @@
+//! Making a worker: gate, fence, verify, release. One task for each worker; the loop never waits for it.
+
+use std::rc::Rc;
+
+use crate::config::model::Signal;
+use crate::isolation::{FenceName, Isolation, none};
+use crate::worker::environment::{self, Facts};
+use crate::worker::order::Order;
+use crate::worker::process::Gate;
+
+use super::generation::Prepared;
+use super::listeners::Listeners;
+use super::worker::Worker;
+
+/// Start the worker; its pid once its command has been exec'd.
+///
+/// # Errors
+/// Why not, as a fragment; then nothing is left of it.
+pub async fn launch(
+    worker: &Worker,
+    prepared: &Prepared,
+    isolation: &dyn Isolation,
+    listeners: &Listeners,
+    unique: String,
+) -> Result<u32, String> {
+    let gate = Gate::spawn().map_err(|error| format!("starting a process: {error}"))?;
+    let process = Rc::clone(&gate.process);
+    *worker.process.borrow_mut() = Some(Rc::clone(&process));
+    let result = enclose_and_release(worker, prepared, isolation, listeners, unique, &gate).await;
+    match result {
+        Ok(()) => {
+            worker.started.set(true);
+            Ok(process.pid().as_raw_nonzero().get().unsigned_abs())
+        }
+        Err(reason) => {
+            // Ends at once: nobody else knows this process, and a gate holds nothing.
+            let _ = process.signal(Signal(nix::libc::SIGKILL));
+            process.ended().await;
+            let fence = worker.fence.borrow_mut().take();
+            if let Some(fence) = fence
+                && let Err(error) = fence.sweep().await
+            {
+                return Err(format!("{reason}; and removing its fence failed: {error}"));
+            }
+            Err(reason)
+        }
+    }
+}
+
+async fn enclose_and_release(
+    worker: &Worker,
+    prepared: &Prepared,
+    isolation: &dyn Isolation,
+    listeners: &Listeners,
+    unique: String,
+    gate: &Gate,
+) -> Result<(), String> {
+    let given_up = || "given up before its command was executed".to_owned();
+    let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique };
+    let fence = isolation
+        .enclose(&name, gate.process.pid(), &prepared.limits)
+        .await
+        .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
+    *worker.fence.borrow_mut() = Some(fence);
+    if worker.is_given_up() {
+        return Err(given_up());
+    }
+    let output = worker.output.worker_end().map_err(|error| format!("opening its output: {error}"))?;
+    let order = order(worker, prepared, &listeners.names(), &none::marker(&name));
+    let output = std::os::fd::AsFd::as_fd(&output);
+    gate.release(&order, output, output, &listeners.descriptors())
+        .await
+        .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })
+}
+
+fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str) -> Order {
+    let config = &prepared.config;
+    let facts = Facts {
+        app: &config.name,
+        slot: worker.start.slot.0,
+        generation: worker.start.generation.0,
+        marker,
+        quota: worker.start.quota,
+        socket_names: names,
+        notify: worker.notify.path(),
+        pressure: worker.pressure.path(),
+        watchdog: config.timeouts.watchdog,
+        journal_stream: None,
+    };
+    Order {
+        command: config.command.clone(),
+        environment: environment::complete(&prepared.environment, &facts),
+        working_directory: config.working_directory.clone(),
+        account: prepared.account.clone(),
+        umask: config.umask,
+        nofile: config.limits.nofile,
+    }
+}

@@ -1,0 +1,345 @@
+//! The manager of one app: everything that its loop holds, and the loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::protocol::ControlReply;
+use crate::control::server::{Call, Server};
+use crate::isolation::Isolation;
+use crate::observe::log::Log;
+use crate::supervisor::Supervisor;
+use crate::supervisor::action::Action;
+use crate::supervisor::event::Event;
+use crate::supervisor::id::{ConfigId, RequestId, WorkerId};
+use crate::supervisor::note::{Level, Note};
+use crate::supervisor::time::Time;
+use crate::systemd::notify::ServiceNotifier;
+
+use super::clock::{self, Timer};
+use super::generation::{Prepared, Source};
+use super::listeners::Listeners;
+use super::request::Reread;
+use super::signals::{Asked, Signals};
+use super::worker::Worker;
+use super::{reap, watch};
+
+/// How many events of one kind are taken in one turn, so that none can keep the others waiting.
+const BATCH: usize = 256;
+
+/// How many datagrams of one worker are read in one go.
+const DATAGRAMS: usize = 64;
+
+/// What the loop is made of before it turns.
+pub struct Parts {
+    /// The log.
+    pub log: Log,
+    /// The app's runtime directory, locked.
+    pub directory: PathBuf,
+    /// How workers are fenced.
+    pub isolation: Rc<dyn Isolation>,
+    /// The app's sockets.
+    pub listeners: Listeners,
+    /// The way up to systemd.
+    pub notifier: Option<ServiceNotifier>,
+    /// How often to ping systemd.
+    pub ping_interval: Option<Duration>,
+    /// The control socket and the requests that come in through it; none: nobody can ask.
+    pub control: Option<(Server, mpsc::Receiver<Call>)>,
+    /// The first generation.
+    pub prepared: Prepared,
+    /// Where its configuration came from, to be read again.
+    pub source: Source,
+    /// For the supervisor's draws.
+    pub seed: u64,
+    /// Who else hears each note, and may answer it with an event.
+    pub listener: Option<NoteListener>,
+}
+
+/// Hears each note; what it returns happens next.
+pub type NoteListener = Box<dyn Fn(&Note) -> Option<Event>>;
+
+/// One app's manager.
+pub struct Manager {
+    pub(super) supervisor: Supervisor,
+    pub(super) log: Log,
+    pub(super) directory: PathBuf,
+    pub(super) isolation: Rc<dyn Isolation>,
+    pub(super) listeners: Rc<Listeners>,
+    pub(super) notifier: Option<ServiceNotifier>,
+    pub(super) workers: BTreeMap<WorkerId, Rc<Worker>>,
+    pub(super) configs: BTreeMap<ConfigId, Rc<Prepared>>,
+    pub(super) last_config: ConfigId,
+    pub(super) source: Source,
+    pub(super) replies: BTreeMap<RequestId, oneshot::Sender<ControlReply>>,
+    pub(super) last_request: RequestId,
+    pub(super) started: Time,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) readable: mpsc::UnboundedSender<WorkerId>,
+    pub(super) reread: mpsc::UnboundedSender<Reread>,
+    pub(super) server: Option<Server>,
+    pub(super) listener: Option<NoteListener>,
+    pub(super) exit: Option<u8>,
+}
+
+/// What the loop waits for.
+struct Inputs {
+    signals: Signals,
+    events: mpsc::UnboundedReceiver<Event>,
+    readable: mpsc::UnboundedReceiver<WorkerId>,
+    reread: mpsc::UnboundedReceiver<Reread>,
+    calls: mpsc::Receiver<Call>,
+    timer: Timer,
+    ping: Option<Ping>,
+}
+
+/// When systemd is to hear from us.
+struct Ping {
+    every: Duration,
+    next: Time,
+}
+
+/// One thing that ended the wait.
+enum Woken {
+    Signal(Asked),
+    Event(Event),
+    Reread(Reread),
+    Call(Call),
+    Readable(WorkerId),
+    Room,
+    Timer,
+}
+
+/// Run the app until it is stopped; the exit code. Call inside a `LocalSet`.
+///
+/// # Errors
+/// The loop could not be set up; nothing was started.
+pub async fn run(parts: Parts) -> std::io::Result<u8> {
+    let (events, events_in) = mpsc::unbounded_channel();
+    let (readable, readable_in) = mpsc::unbounded_channel();
+    let (reread, reread_in) = mpsc::unbounded_channel();
+    let now = clock::now();
+    let (server, calls) =
+        parts.control.map_or_else(|| (None, mpsc::channel(1).1), |(server, calls)| (Some(server), calls));
+    let mut inputs = Inputs {
+        signals: Signals::new()?,
+        events: events_in,
+        readable: readable_in,
+        reread: reread_in,
+        calls,
+        timer: Timer::new()?,
+        ping: parts.ping_interval.map(|every| Ping { every, next: now }),
+    };
+    let config = ConfigId(1);
+    let prepared = Rc::new(parts.prepared);
+    let mut manager = Manager {
+        supervisor: Supervisor::new(prepared.policy.clone(), config, parts.seed),
+        log: parts.log,
+        directory: parts.directory,
+        isolation: parts.isolation,
+        listeners: Rc::new(parts.listeners),
+        notifier: parts.notifier,
+        workers: BTreeMap::new(),
+        configs: BTreeMap::from([(config, prepared)]),
+        last_config: config,
+        source: parts.source,
+        replies: BTreeMap::new(),
+        last_request: RequestId(0),
+        started: now,
+        events,
+        readable,
+        reread,
+        server,
+        listener: parts.listener,
+        exit: None,
+    };
+    let mut actions = Vec::new();
+    manager.supervisor.start(now, &mut actions);
+    manager.perform(&mut actions);
+    let code = loop {
+        manager.log.flush();
+        if let Some(code) = manager.exit {
+            break code;
+        }
+        let woken = manager.wait(&mut inputs).await;
+        manager.turn(woken, &mut inputs, &mut actions);
+    };
+    manager.farewell().await;
+    Ok(code)
+}
+
+impl Manager {
+    /// Phase 1: wait. Nothing is decided here.
+    async fn wait(&mut self, inputs: &mut Inputs) -> Woken {
+        let deadline = self.supervisor.next_deadline().map(|(at, _)| at);
+        let ping = inputs.ping.as_ref().map(|ping| ping.next);
+        let wake_at = [deadline, ping].into_iter().flatten().min();
+        if let Err(error) = inputs.timer.set(wake_at) {
+            // Without a timer every deadline would be missed: look again in a moment instead.
+            self.log.say(Level::Error, &format!("setting the timer: {error}"));
+        }
+        let notifier = self.notifier.as_ref().filter(|notifier| notifier.wants_write());
+        tokio::select! {
+            biased;
+            asked = inputs.signals.next() => Woken::Signal(asked),
+            Some(event) = inputs.events.recv() => Woken::Event(event),
+            Some(reread) = inputs.reread.recv() => Woken::Reread(reread),
+            Some(call) = inputs.calls.recv() => Woken::Call(call),
+            Some(worker) = inputs.readable.recv() => Woken::Readable(worker),
+            () = room(notifier) => Woken::Room,
+            () = inputs.timer.expired() => Woken::Timer,
+        }
+    }
+
+    /// Phases 2 and 3, for what ended the wait and a bounded batch of what else is there already.
+    fn turn(&mut self, woken: Woken, inputs: &mut Inputs, actions: &mut Vec<Action>) {
+        let now = clock::now();
+        match woken {
+            Woken::Signal(asked) => self.signalled(asked, now, actions),
+            Woken::Event(event) => self.step(event, now, actions),
+            Woken::Reread(reread) => self.reread(reread, now, actions),
+            Woken::Call(call) => self.called(call, now, actions),
+            Woken::Readable(worker) => self.hear(worker, DATAGRAMS, now, actions),
+            Woken::Room => {
+                if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::flush) {
+                    self.log.say(Level::Warning, &format!("telling systemd: {error}"));
+                }
+            }
+            Woken::Timer => {}
+        }
+        for _ in 0..BATCH {
+            let Ok(event) = inputs.events.try_recv() else { break };
+            self.step(event, now, actions);
+        }
+        for _ in 0..BATCH {
+            let Ok(worker) = inputs.readable.try_recv() else { break };
+            self.hear(worker, DATAGRAMS, now, actions);
+        }
+        if self.is_due(now) {
+            // After a stall nobody is shot for a ping that had arrived: hear everyone first.
+            for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+                self.hear(worker, DATAGRAMS, now, actions);
+            }
+            if self.is_due(now) {
+                self.step(Event::Tick, now, actions);
+            }
+        }
+        if let Some(ping) = inputs.ping.as_mut().filter(|ping| ping.next <= now) {
+            ping.next = now.after(ping.every);
+            if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::ping) {
+                self.log.say(Level::Warning, &format!("pinging systemd's watchdog: {error}"));
+            }
+        }
+    }
+
+    /// The app's name; no reload changes it.
+    pub(super) fn name(&self) -> String {
+        self.source.running.name.clone()
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.supervisor.next_deadline().is_some_and(|(at, _)| at <= now)
+    }
+
+    /// Let the supervisor decide about one event, and do what it says.
+    pub(super) fn step(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
+        let over = match &event {
+            Event::StartFailed { worker, .. } | Event::Gone { worker } => Some(*worker),
+            Event::Tick
+            | Event::Started { .. }
+            | Event::Exited { .. }
+            | Event::Message { .. }
+            | Event::Memory { .. }
+            | Event::Request { .. } => None,
+        };
+        self.supervisor.step(event, now, actions);
+        self.perform(actions);
+        if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {
+            worker.release_tasks();
+        }
+    }
+
+    fn signalled(&mut self, asked: Asked, now: Time, actions: &mut Vec<Action>) {
+        match asked {
+            Asked::Request(request) => self.step(Event::Request { id: None, request }, now, actions),
+            Asked::Reload => self.read_again(None),
+            Asked::Status => self.log_status(now),
+            Asked::Upgrade => self.log.say(
+                Level::Warning,
+                "USR2: this version cannot replace its own binary in place; restart the service to upgrade",
+            ),
+            Asked::Children => {
+                let ours: BTreeSet<_> = self
+                    .workers
+                    .values()
+                    .filter_map(|worker| {
+                        worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get())
+                    })
+                    .collect();
+                reap::orphans(&ours);
+            }
+        }
+    }
+
+    /// Read what a worker has sent, up to a bound; what remains is heard in the next turn.
+    fn hear(&mut self, id: WorkerId, bound: usize, now: Time, actions: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get(&id).map(Rc::clone) else { return };
+        for _ in 0..bound {
+            let Some(received) = worker.notify.try_receive() else { return };
+            if !received.sender.is_some_and(|sender| watch::belongs(&worker, sender)) {
+                self.ignore_stranger(&worker, received.sender.map(|pid| pid.as_raw_nonzero().get()));
+                continue;
+            }
+            for message in received.datagram.messages {
+                self.step(Event::Message { worker: id, message }, now, actions);
+            }
+            // Only now: closing its descriptor tells the sender of a barrier that all before it has been acted upon.
+            drop(received.descriptors);
+        }
+        let _ = self.readable.send(id);
+    }
+
+    fn ignore_stranger(&self, worker: &Worker, sender: Option<i32>) {
+        if worker.stranger_logged.replace(true) {
+            return;
+        }
+        let who = sender.map_or_else(|| "a process that is already gone".to_owned(), |pid| format!("process {pid}"));
+        self.log.say(
+            Level::Warning,
+            &format!(
+                "slot {}: ignored a notify message from {who}, which is not inside this worker; if the worker sends \
+                 through a short-lived helper, let that wait until its message has been read (sd_notify_barrier(3), \
+                 systemd-notify does)",
+                worker.start.slot
+            ),
+        );
+    }
+
+    /// The end of a clean stop: last answers go out, nothing of ours stays behind.
+    async fn farewell(mut self) {
+        self.replies.clear();
+        if let Some(server) = self.server.take() {
+            server.finish().await;
+        }
+        for worker in std::mem::take(&mut self.workers).into_values() {
+            worker.release_tasks();
+        }
+        if let Some(listeners) = Rc::into_inner(self.listeners) {
+            listeners.close();
+        }
+        self.log.flush();
+    }
+}
+
+/// Room for what waits to be said to systemd; for ever if nothing waits.
+async fn room(notifier: Option<&ServiceNotifier>) {
+    match notifier {
+        Some(notifier) => {
+            let _ = notifier.writable().await;
+        }
+        None => std::future::pending().await,
+    }
+}

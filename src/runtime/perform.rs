@@ -1,0 +1,192 @@
+//! Phase 3: do what the supervisor said. A flat list; nothing here waits and nothing here decides.
+
+use std::rc::Rc;
+
+use crate::isolation::Fence;
+use crate::supervisor::action::{Action, Start};
+use crate::supervisor::event::Event;
+use crate::supervisor::id::WorkerId;
+use crate::supervisor::note::{Level, Note};
+use crate::worker::files::Files;
+
+use super::clock;
+use super::launch;
+use super::manager::Manager;
+use super::watch;
+use super::worker::Worker;
+
+/// What is done first: the world, then what is said about it, then the end. "Said done" is never before done.
+const fn rank(action: &Action) -> u8 {
+    match action {
+        Action::Start(_)
+        | Action::Signal { .. }
+        | Action::Kill { .. }
+        | Action::Sweep { .. }
+        | Action::Pulse { .. }
+        | Action::ArmMemory { .. }
+        | Action::SetLimits { .. }
+        | Action::Forget { .. } => 0,
+        Action::Note(_) => 1,
+        Action::Tell(_) => 2,
+        Action::Reply { .. } => 3,
+        Action::Exit { .. } => 4,
+    }
+}
+
+impl Manager {
+    /// Perform and forget.
+    pub(super) fn perform(&mut self, actions: &mut Vec<Action>) {
+        actions.sort_by_key(rank);
+        for action in actions.drain(..) {
+            self.perform_one(action);
+        }
+    }
+
+    fn perform_one(&mut self, action: Action) {
+        match action {
+            Action::Start(start) => self.start(start),
+            Action::Signal { worker, signal } => {
+                self.with_worker(worker, "signalling it", |worker| worker.signal(signal));
+            }
+            Action::Kill { worker } => self.with_worker(worker, "killing it", Worker::kill),
+            Action::Sweep { worker } => self.sweep(worker),
+            Action::Pulse { worker } => {
+                if let Some(worker) = self.workers.get(&worker) {
+                    worker.pressure.pulse();
+                }
+            }
+            Action::ArmMemory { worker, edge } => self.arm(worker, edge),
+            Action::SetLimits { worker, config } => {
+                let Some(prepared) = self.configs.get(&config).map(Rc::clone) else { return };
+                self.with_fence(worker, "changing its limits", move |fence| {
+                    Box::pin(async move { fence.set_limits(&prepared.limits).await })
+                });
+            }
+            Action::Forget { config } => {
+                self.configs.remove(&config);
+            }
+            Action::Reply { request, response } => {
+                if let Some(reply) = self.replies.remove(&request) {
+                    // A client that left asked for nothing to be cancelled.
+                    let _ = reply.send(response.into());
+                }
+            }
+            Action::Tell(state) => {
+                if let Some(Err(error)) = self.notifier.as_mut().map(|notifier| notifier.tell(&state)) {
+                    self.log.say(Level::Warning, &format!("telling systemd: {error}"));
+                }
+            }
+            Action::Note(note) => self.note(&note),
+            Action::Exit { code } => self.exit = Some(code),
+        }
+    }
+
+    fn note(&self, note: &Note) {
+        let fence = note
+            .worker
+            .and_then(|worker| self.workers.get(&worker))
+            .and_then(|worker| worker.fence.borrow().as_ref().map(|fence| fence.describe()));
+        self.log.note(note, fence.as_deref());
+        if let Some(server) = &self.server {
+            server.progress(&note.message);
+        }
+        if let Some(event) = self.listener.as_ref().and_then(|listener| listener(note)) {
+            let _ = self.events.send(event);
+        }
+    }
+
+    fn start(&mut self, start: Start) {
+        let id = start.worker;
+        let failed = move |error: String| Event::StartFailed { worker: id, error };
+        let Some(prepared) = self.configs.get(&start.config).map(Rc::clone) else {
+            let _ = self.events.send(failed(format!("configuration {} is not here any more", start.config)));
+            return;
+        };
+        let owner = prepared.account.as_ref().map(|account| (account.uid, account.gid));
+        let worker = match Worker::prepare(start, clock::now(), Files::new(&self.directory, id), owner) {
+            Ok(worker) => Rc::new(worker),
+            Err(error) => {
+                let _ = self.events.send(failed(error));
+                return;
+            }
+        };
+        watch::listen(&worker, &self.log, self.readable.clone());
+        self.workers.insert(id, Rc::clone(&worker));
+        let (isolation, listeners) = (Rc::clone(&self.isolation), Rc::clone(&self.listeners));
+        let (events, log) = (self.events.clone(), self.log.clone());
+        let unique = format!("{:x}_{id}", self.started.since_boot().as_micros());
+        // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
+        tokio::task::spawn_local(async move {
+            match launch::launch(&worker, &prepared, &*isolation, &listeners, unique).await {
+                Ok(pid) => {
+                    let _ = events.send(Event::Started { worker: id, pid });
+                    watch::life(&worker, &log, events);
+                }
+                Err(error) => {
+                    let _ = events.send(failed(error));
+                }
+            }
+        });
+    }
+
+    fn sweep(&self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id).map(Rc::clone) else { return };
+        if worker.swept.replace(true) {
+            // Asked for again because it takes long: what came to life since then dies now.
+            self.with_worker(id, "killing what it left", Worker::kill);
+            return;
+        }
+        worker.release_tasks();
+        let (events, log) = (self.events.clone(), self.log.clone());
+        tokio::task::spawn_local(async move {
+            let fence = worker.fence.borrow().clone();
+            if let Some(fence) = fence
+                && let Err(error) = fence.sweep().await
+            {
+                log.say(Level::Warning, &format!("slot {}: removing {}: {error}", worker.start.slot, fence.describe()));
+            }
+            let _ = events.send(Event::Gone { worker: id });
+        });
+    }
+
+    fn arm(&self, worker: WorkerId, edge: Option<u64>) {
+        self.with_fence(worker, "watching its memory", move |fence| {
+            Box::pin(async move { fence.arm(edge).await.map(|()| Vec::new()) })
+        });
+    }
+
+    fn with_worker<E: std::fmt::Display>(
+        &self,
+        worker: WorkerId,
+        what: &str,
+        deed: impl FnOnce(&Worker) -> Result<(), E>,
+    ) {
+        let Some(worker) = self.workers.get(&worker) else { return };
+        if let Err(error) = deed(worker) {
+            self.log.say(Level::Error, &format!("slot {}: {what}: {error}", worker.start.slot));
+        }
+    }
+
+    fn with_fence<F>(&self, worker: WorkerId, what: &'static str, deed: F)
+    where
+        F: FnOnce(
+                Rc<dyn Fence>,
+            )
+                -> crate::isolation::LocalFuture<'static, Result<Vec<String>, crate::isolation::FenceError>>
+            + 'static,
+    {
+        let Some(worker) = self.workers.get(&worker) else { return };
+        let Some(fence) = worker.fence.borrow().clone() else { return };
+        let (log, slot) = (self.log.clone(), worker.start.slot);
+        tokio::task::spawn_local(async move {
+            match deed(fence).await {
+                Ok(not_applied) => {
+                    for what in not_applied {
+                        log.say(Level::Warning, &format!("slot {slot}: {what}"));
+                    }
+                }
+                Err(error) => log.say(Level::Warning, &format!("slot {slot}: {what}: {error}")),
+            }
+        });
+    }
+}

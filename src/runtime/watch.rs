@@ -1,0 +1,102 @@
+//! The tasks that listen to one living worker and turn what they hear into events.
+
+use std::rc::Rc;
+
+use rustix::process::Pid;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::isolation::FenceEvent;
+use crate::observe::log::{Log, OutputSource};
+use crate::supervisor::event::{Death, Event};
+use crate::supervisor::id::WorkerId;
+
+use super::worker::Worker;
+
+/// Start listening to the worker's sockets and output, from before its command runs.
+pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId>) {
+    let id = worker.start.worker;
+    let listened = Rc::clone(worker);
+    worker.owns(
+        tokio::task::spawn_local(async move {
+            while listened.notify.readable().await.is_ok() && readable.send(id).is_ok() {}
+        })
+        .abort_handle(),
+    );
+    let served = Rc::clone(worker);
+    worker.owns(
+        tokio::task::spawn_local(async move {
+            // Only a broken listener ends it; the worker goes without pulses then.
+            let _ = served.pressure.serve(|pid| belongs(&served, pid)).await;
+        })
+        .abort_handle(),
+    );
+    let written = Rc::clone(worker);
+    let log = log.clone();
+    worker.owns(
+        tokio::task::spawn_local(async move {
+            written.output.forward(|line| log.output(&source(&written), line)).await;
+        })
+        .abort_handle(),
+    );
+}
+
+/// Watch the worker's fence and its first process, until that is over.
+pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>) {
+    let lived = Rc::clone(worker);
+    let log = log.clone();
+    worker.owns(
+        tokio::task::spawn_local(async move {
+            let death = until_death(&lived, &log, &events).await;
+            let _ = events.send(Event::Exited { worker: lived.start.worker, death });
+        })
+        .abort_handle(),
+    );
+}
+
+async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>) -> Death {
+    let process = worker.process.borrow().clone();
+    let fence = worker.fence.borrow().clone();
+    let (Some(process), Some(fence)) = (process, fence) else {
+        return Death {
+            ended: crate::supervisor::event::Ended::Unknown,
+            oom_killed: None,
+            peak: None,
+            last_words: Vec::new(),
+        };
+    };
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = process.ended() => break ended,
+            event = fence.next_event() => {
+                // An OOM kill inside a worker whose first process lives is the fence's to finish; the death follows.
+                if let FenceEvent::Memory(reading) = event {
+                    let _ = events.send(Event::Memory {
+                        worker: worker.start.worker,
+                        unreclaimable: reading.unreclaimable,
+                    });
+                }
+            }
+        }
+    };
+    let facts = fence.death_facts().await;
+    worker.output.drain(|line| log.output(&source(worker), line));
+    Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: worker.output.last_words() }
+}
+
+/// Whether a process is inside the worker's fence now.
+pub fn belongs(worker: &Worker, pid: Pid) -> bool {
+    let fence = worker.fence.borrow().clone();
+    fence.is_some_and(|fence| fence.contains(pid))
+}
+
+/// Who writes, for the log.
+pub fn source(worker: &Worker) -> OutputSource {
+    let pid = worker.process.borrow().as_ref().map_or(0, |process| process.pid().as_raw_nonzero().get().unsigned_abs());
+    OutputSource {
+        slot: worker.start.slot.0,
+        worker: worker.start.worker.0,
+        generation: worker.start.generation.0,
+        pid,
+    }
+}
