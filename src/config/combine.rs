@@ -168,9 +168,13 @@ fn budget(rules: &mut Rules<'_>, config: &Config) {
 
 /// What is said when all workers and their overlaps do not fit.
 pub(super) fn over_budget(workers: u32, surge: u32, needed: &str, there: &str) -> (String, String) {
-    let message = format!(
-        "{workers} workers and {surge} overlapping replacements may hold {needed} together, the budget is {there}"
-    );
+    let plural = |count: u32| if count == 1 { "" } else { "s" };
+    let overlaps = match surge {
+        0 => String::new(),
+        _ => format!(" and {surge} overlapping replacement{}", plural(surge)),
+    };
+    let message =
+        format!("{workers} worker{}{overlaps} may hold {needed} together, the budget is {there}", plural(workers));
     let without = if surge > 0 { ", or surge = 0 (stop first)" } else { "" };
     (message, format!("fewer workers, a smaller memory.max, a larger memory.budget{without}"))
 }
@@ -200,5 +204,117 @@ fn accounts(rules: &mut Rules<'_>, config: &Config, runner: &Runner) {
         let own = own.map_or_else(|| id.to_string(), str::to_owned);
         let message = format!("only a manager that is root can take {given:?}; this one is {own:?}");
         rules.report(key, Problem::new(message).remedy("remove it, or start the manager as root"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{given, load_flags, somebody};
+    use crate::config::{Diagnostics, Invocation, Loaded, load};
+
+    /// What is wrong with a command and these flags.
+    fn wrong(flags: &[(Key, &str)]) -> Vec<String> {
+        let all: Vec<(Key, [&str; 1])> = flags.iter().map(|(key, text)| (*key, [*text])).collect();
+        let mut all: Vec<(Key, &[&str])> = all.iter().map(|(key, texts)| (*key, texts.as_slice())).collect();
+        all.push((Key::Command, &["a"]));
+        lines(load_flags(&all).err())
+    }
+
+    fn lines(diagnostics: Option<Diagnostics>) -> Vec<String> {
+        diagnostics.map(|wrong| wrong.to_string().lines().map(str::to_owned).collect()).unwrap_or_default()
+    }
+
+    fn run_by(uid: u32, flags: &[(Key, &[&str])]) -> Result<Loaded, Diagnostics> {
+        let mut flags = given(flags);
+        flags.insert(Key::Command, vec!["a".to_owned()]);
+        load(&Invocation { file: None, flags, runner: Runner { uid, ..somebody() } })
+    }
+
+    #[test]
+    fn impossible_combinations_are_errors() {
+        let cases: &[(&[(Key, &str)], &str)] = &[
+            (
+                &[(Key::Ready, "settle"), (Key::TimeoutWatchdog, "30s")],
+                "--timeout-watchdog: a watchdog needs ready = \"notify\"",
+            ),
+            (
+                &[(Key::Ready, "settle"), (Key::TimeoutSettle, "1min")],
+                "--timeout-settle: a worker settles after 1min but is killed if it is not ready after 1min",
+            ),
+            (
+                &[(Key::Ready, "settle"), (Key::TimeoutStart, "500ms")],
+                "--timeout-start: a worker settles after 1s but is killed if it is not ready after 500ms",
+            ),
+            (&[(Key::Backoff, "1min")], "--restart-backoff: backoff (1min) is longer than backoff_max (30s)"),
+            (&[(Key::BackoffMax, "10ms")], "--restart-backoff-max: backoff (100ms) is longer than backoff_max (10ms)"),
+            (
+                &[(Key::MemoryMax, "100M"), (Key::MemoryRecycleAt, "100M")],
+                "--memory-recycle-at: 100M is not below max (100M)",
+            ),
+            (&[(Key::MemoryMax, "100M"), (Key::MemoryRecycleAt, "100%")], "--memory-recycle-at: 100% of max"),
+            (
+                &[(Key::MemoryMax, "100M"), (Key::MemoryBudget, "499M"), (Key::Workers, "4")],
+                "--memory-budget: 4 workers and 1 overlapping replacement may hold 500M together, the budget is 499M",
+            ),
+            (
+                &[(Key::MemoryMax, "20%"), (Key::MemoryBudget, "50%"), (Key::Workers, "3"), (Key::Surge, "0")],
+                "--memory-budget: 3 workers may hold 60% together, the budget is 50%",
+            ),
+            (
+                &[(Key::MemoryMax, "infinity"), (Key::MemoryBudget, "1G")],
+                "--memory-max: infinite, but there is a budget",
+            ),
+            (&[(Key::Names, "a")], "--names: 1 names for 0 addresses"),
+            (&[(Key::Group, "users")], "--group: set without user"),
+        ];
+        for (flags, expected) in cases {
+            let told = wrong(flags);
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(told.iter().all(|line| line.starts_with(expected) && line.contains("; ")), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_fits_is_no_error() {
+        let cases: &[&[(Key, &str)]] = &[
+            &[(Key::MemoryMax, "100M"), (Key::MemoryBudget, "500M"), (Key::Workers, "4")],
+            &[(Key::MemoryMax, "100M"), (Key::MemoryBudget, "400M"), (Key::Workers, "4"), (Key::Surge, "0")],
+            &[(Key::MemoryMax, "25%"), (Key::MemoryBudget, "50%")],
+            &[(Key::MemoryMax, "100M"), (Key::MemoryRecycleAt, "99M")],
+            &[(Key::MemoryRecycleAt, "400M")],
+            &[(Key::MaxRequestsJitter, "5%")],
+            &[(Key::TimeoutWatchdog, "30s")],
+            &[(Key::Ready, "settle"), (Key::TimeoutWatchdog, "0")],
+            &[(Key::Backoff, "10ms"), (Key::BackoffMax, "10ms")],
+            &[(Key::TimeoutStart, "infinity"), (Key::TimeoutGraceful, "infinity")],
+        ];
+        for flags in cases {
+            assert_eq!(wrong(flags), Vec::<String>::new(), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn only_root_takes_another_user() {
+        let flags: &[(Key, &[&str])] = &[(Key::User, &["shop"]), (Key::SocketUser, &["www"])];
+        let told = lines(run_by(1000, flags).err());
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told.iter().all(|line| line.contains("only a manager that is root can take")), "{told:?}");
+        assert!(run_by(0, flags).is_ok());
+        for own in ["ann", "1000"] {
+            assert!(run_by(1000, &[(Key::User, &[own])]).is_ok(), "{own}");
+            assert!(run_by(1000, &[(Key::User, &[own]), (Key::Group, &["100"])]).is_ok(), "{own}");
+        }
+        assert!(run_by(1000, &[(Key::User, &["ann"]), (Key::Group, &["adm"])]).is_err());
+    }
+
+    #[test]
+    fn root_without_a_user_is_warned() {
+        let warnings = |uid, flags| run_by(uid, flags).unwrap().warnings.list().len();
+        assert_eq!(warnings(0, &[]), 1);
+        assert_eq!(warnings(0, &[(Key::User, &["shop"])]), 0);
+        assert_eq!(warnings(1000, &[]), 0);
+        assert_eq!(warnings(1000, &[(Key::MemoryRecycleAt, &["80%"])]), 1);
+        assert_eq!(warnings(1000, &[(Key::MemoryRecycleAt, &["80%"]), (Key::MemoryBudget, &["1G"])]), 0);
     }
 }

@@ -38,13 +38,12 @@ impl Machine {
         }
     }
 
-    /// What percentages of memory are of.
-    pub fn memory(&self) -> Whole {
-        let total = Whole { bytes: self.mem_total.unwrap_or(u64::MAX), what: "the machine's memory" };
-        match self.memory_limit {
-            Some(bytes) if bytes < total.bytes => Whole { bytes, what: "the memory limit above the workers" },
-            _ => total,
-        }
+    /// What percentages of memory are of; none if nothing could be read.
+    pub fn memory(&self) -> Option<Whole> {
+        let total = self.mem_total.map(|bytes| Whole { bytes, what: "the machine's memory" });
+        let limit = self.memory_limit.map(|bytes| Whole { bytes, what: "the memory limit above the workers" });
+        // Of two equals the machine's own memory is the plainer truth.
+        [total, limit].into_iter().flatten().min_by_key(|whole| whole.bytes)
     }
 }
 
@@ -224,17 +223,18 @@ mod tests {
     #[test]
     fn memory_is_the_smaller_of_machine_and_limit() {
         let machine = |mem_total, memory_limit| Machine { cpus: 1, mem_total, memory_limit };
-        assert_eq!(machine(Some(8), Some(4)).memory().bytes, 4);
-        assert_eq!(machine(Some(8), Some(9)).memory().bytes, 8);
-        assert_eq!(machine(Some(8), None).memory().what, "the machine's memory");
-        assert_eq!(machine(None, Some(4)).memory().bytes, 4);
+        assert_eq!(machine(Some(8), Some(4)).memory().unwrap().bytes, 4);
+        assert_eq!(machine(Some(8), Some(9)).memory().unwrap().bytes, 8);
+        assert_eq!(machine(Some(8), None).memory().unwrap().what, "the machine's memory");
+        assert_eq!(machine(None, Some(4)).memory().unwrap().bytes, 4);
+        assert_eq!(machine(None, None).memory(), None);
     }
 
     #[test]
     fn this_machine_has_cpus_and_memory() {
         let machine = Machine::read(None);
         assert!(machine.cpus >= 1);
-        assert!(machine.memory().bytes > 1 << 20);
+        assert!(machine.memory().unwrap().bytes > 1 << 20);
         assert!(machine.mem_total.is_some());
     }
 

@@ -85,21 +85,22 @@ impl Loaded {
 
 /// Read the file, lay the flags over it, check every rule. All that is wrong comes back at once.
 pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
-    let mut found = Vec::new();
-    let mut values = raw::Values::new();
-    let mut source = None;
-    if let Some(file) = &invocation.file {
-        match read::read(file, Some(invocation.runner.uid)) {
-            Ok(text) => {
-                (values, found) = raw::read_file(&text);
-                source = Some(Arc::new(text));
-            }
+    let source = match &invocation.file {
+        None => None,
+        Some(file) => match read::read(file, Some(invocation.runner.uid)) {
+            Ok(source) => Some(Arc::new(source)),
             Err(failure) => {
-                let (text, diagnostic) = *failure;
-                return Err(Diagnostics::new(Some(Arc::new(text)), vec![diagnostic]));
+                let (source, diagnostic) = *failure;
+                return Err(Diagnostics::new(Some(Arc::new(source)), vec![diagnostic]));
             }
-        }
-    }
+        },
+    };
+    understand(invocation, source)
+}
+
+/// What the text and the flags mean.
+fn understand(invocation: &Invocation, source: Option<Arc<Source>>) -> Result<Loaded, Diagnostics> {
+    let (mut values, mut found) = source.as_deref().map(raw::read_file).unwrap_or_default();
     let broken = broken_lines(&found, source.as_deref());
     raw::lay_over(&mut values, &invocation.flags, &mut found);
     let mut rules = Rules::new(&values);
@@ -112,16 +113,8 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
         }),
         None => Vec::new(),
     };
-    let follows_from_broken_line = |diagnostic: &Diagnostic| match (&diagnostic.origin, &source) {
-        (Origin::File(span), Some(source)) if diagnostic.source.is_none() => {
-            broken.contains(&source.position(span.start).0)
-        }
-        (Origin::Whole | Origin::Default, _) => !broken.is_empty(),
-        _ => false,
-    };
-    found.extend(
-        std::mem::take(&mut rules.found).into_iter().filter(|diagnostic| !follows_from_broken_line(diagnostic)),
-    );
+    found.append(&mut rules.found);
+    found.retain(|diagnostic| !follows_from(&broken, diagnostic, source.as_deref()));
     if !found.is_empty() {
         return Err(Diagnostics::new(source, found));
     }
@@ -138,15 +131,31 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
     })
 }
 
-/// Lines that are not TOML: whatever else seems wrong there is not worth telling.
+/// Lines that are not TOML.
 fn broken_lines(found: &[Diagnostic], source: Option<&Source>) -> Vec<usize> {
     let syntax = found.iter().filter(|diagnostic| diagnostic.key.is_empty());
-    syntax
-        .filter_map(|diagnostic| match (&diagnostic.origin, source) {
-            (Origin::File(span), Some(source)) => Some(source.position(span.start).0),
-            _ => None,
-        })
-        .collect()
+    syntax.filter_map(|diagnostic| line(diagnostic, source)).collect()
+}
+
+/// The line of the configuration file that a fault stands in.
+fn line(diagnostic: &Diagnostic, source: Option<&Source>) -> Option<usize> {
+    match (&diagnostic.origin, source) {
+        (Origin::File(span), Some(source)) if diagnostic.source.is_none() => Some(source.position(span.start).0),
+        _ => None,
+    }
+}
+
+/// Whether a fault is only there because a line is not TOML: what else seems wrong in that line, what seems missing,
+/// and all that seems misplaced further down.
+fn follows_from(broken: &[usize], diagnostic: &Diagnostic, source: Option<&Source>) -> bool {
+    let Some(first) = broken.iter().min() else { return false };
+    if diagnostic.key.is_empty() {
+        return false;
+    }
+    match line(diagnostic, source) {
+        Some(line) => broken.contains(&line) || (line > *first && diagnostic.message.starts_with("unknown ")),
+        None => matches!(diagnostic.origin, Origin::Whole | Origin::Default),
+    }
 }
 
 #[cfg(test)]

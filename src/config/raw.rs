@@ -1,7 +1,7 @@
 //! Text into values with a place each: the file's table and the flags, walked by hand so that nothing stops at the
 //! first fault.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -75,13 +75,7 @@ pub(super) type Values = BTreeMap<Key, Node>;
 /// The values of a file, and what is wrong with its shape.
 pub(super) fn read_file(source: &Source) -> (Values, Vec<Diagnostic>) {
     let (document, faults) = DeTable::parse_recoverable(&source.text);
-    let mut found: Vec<Diagnostic> = faults
-        .iter()
-        .map(|fault| {
-            let origin = fault.span().map_or(Origin::Whole, Origin::File);
-            Diagnostic::text(origin, "", format!("TOML: {}", fault.message().trim_end()))
-        })
-        .collect();
+    let mut found = syntax(source, &faults);
     let mut values = Values::new();
     for entry in in_order(document.get_ref()) {
         let name = entry.name.as_str();
@@ -94,6 +88,38 @@ pub(super) fn read_file(source: &Source) -> (Values, Vec<Diagnostic>) {
         }
     }
     (values, found)
+}
+
+/// What is not TOML: the first fault of each line, the others follow from it.
+fn syntax(source: &Source, faults: &[toml::de::Error]) -> Vec<Diagnostic> {
+    let mut lines = BTreeSet::new();
+    let mut found = Vec::new();
+    for fault in faults {
+        let origin = fault.span().map_or(Origin::Whole, Origin::File);
+        if let Origin::File(span) = &origin
+            && !lines.insert(source.position(span.start).0)
+        {
+            continue;
+        }
+        let message = fault.message().trim_end();
+        let diagnostic = Diagnostic::text(origin, "", format!("TOML: {message}"));
+        found.push(diagnostic.remedy(syntax_remedy(message)));
+    }
+    found
+}
+
+/// What to do about the faults that people make most.
+fn syntax_remedy(message: &str) -> &'static str {
+    let remedies = [
+        ("duplicate key", "remove one of the two"),
+        ("must be quoted", "put it in double quotes"),
+        ("escape", "write \\\\ for a backslash, or put the text in single quotes"),
+        ("string", "close the text with the quote that it began with"),
+        ("array", "an array is [\"one\", \"two\"]"),
+        ("table", "a table is a line [name], and its keys in the lines below"),
+    ];
+    let known = remedies.iter().find(|(part, _)| message.contains(part));
+    known.map_or("write a line as key = value", |(_, remedy)| remedy)
 }
 
 /// The members of `[listen]` and its like.

@@ -386,7 +386,8 @@ pub(super) fn list(node: &Node) -> Parsed<&[Node]> {
         Value::List(nodes) => Ok(nodes),
         Value::Text(text) => {
             let problem = Problem::wrong_type(node, "an array");
-            Err(problem.remedy(format!("write [{text:?}]")))
+            let words: Vec<&str> = text.split_whitespace().collect();
+            Err(problem.remedy(format!("write {words:?}")))
         }
         _ => Err(Problem::wrong_type(node, "an array")),
     }
