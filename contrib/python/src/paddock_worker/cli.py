@@ -17,6 +17,7 @@ from .worker import finish
 SERVERS = {
     "wsgi": ("wsgi", "a WSGI application on waitress: threads"),
     "asgi": ("asgi", "an ASGI application on uvicorn: one event loop"),
+    "celery": ("celery", "a Celery worker: one process, the solo or the threads pool"),
     "gunicorn": ("gunicorn", "gunicorn's own worker classes and configuration, without its master"),
 }
 """The first word of the command line: the module behind it, and what it is."""
@@ -37,8 +38,11 @@ class Options:
     sockets: tuple[str, ...] = ()
 
 
-def common_parser(server: str, *, factory: bool = True) -> argparse.ArgumentParser:
-    """The options of :class:`Options`; all others are left for the server's own parser."""
+def common_parser(server: str, *, factory: bool, http: bool) -> argparse.ArgumentParser:
+    """The options of :class:`Options`; all others are left for the server's own parser.
+
+    ``factory``: the server leaves it to us to find the application; ``http``: it serves connections.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m paddock_worker {server}", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("paddock_worker")
     group.add_argument("-h", "--help", action="store_true", help="show this, and the server's own options")
@@ -51,6 +55,8 @@ def common_parser(server: str, *, factory: bool = True) -> argparse.ArgumentPars
         metavar="SECONDS",
         help="a request without a sign of life for so long makes the worker ask for its replacement (default: off)",
     )
+    if not http:
+        return parser
     group.add_argument(
         "--drain-linger",
         type=_seconds,
@@ -68,16 +74,17 @@ def common_parser(server: str, *, factory: bool = True) -> argparse.ArgumentPars
     return parser
 
 
-def split(server: str, argv: Sequence[str], *, factory: bool = True) -> tuple[Options, list[str], bool]:
+def split(server: str, argv: Sequence[str], *, factory: bool = True, http: bool = True) -> tuple[Options, list[str], bool]:
     """Takes our options out of ``argv``: the options, the rest in order, and whether help was asked for."""
-    parser = common_parser(server, factory=factory)
+    parser = common_parser(server, factory=factory, http=http)
     known, rest = parser.parse_known_args(list(argv))
+    given = vars(known)
     options = Options(
         app_dir=known.app_dir,
-        factory=getattr(known, "factory", False),
+        factory=given.get("factory", False),
         request_timeout=known.request_timeout,
-        drain_linger=known.drain_linger,
-        sockets=tuple(known.socket_name),
+        drain_linger=given.get("drain_linger", Options.drain_linger),
+        sockets=tuple(given.get("socket_name", ())),
     )
     if known.help:
         parser.print_help()

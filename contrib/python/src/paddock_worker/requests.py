@@ -15,11 +15,12 @@ Stack = Callable[[], Optional[list[str]]]
 class Request:
     """One request in flight."""
 
-    __slots__ = ("active", "hung", "name", "stack", "thread", "touched")
+    __slots__ = ("active", "hung", "name", "stack", "thread", "timeout", "touched")
 
-    def __init__(self, name: Callable[[], str], stack: Optional[Stack] = None) -> None:
+    def __init__(self, name: Callable[[], str], stack: Optional[Stack], timeout: Optional[float]) -> None:
         self.name = name
         self.stack = stack
+        self.timeout = timeout
         self.thread = get_ident()
         self.touched = monotonic()
         self.active = True
@@ -28,6 +29,10 @@ class Request:
     def wait_for_client(self) -> None:
         """The client is slow to read or to send: not the application's fault, so the clock stands still."""
         self.active = False
+
+    def overdue(self) -> bool:
+        """Whether it has shown no sign of life for as long as it may."""
+        return self.timeout is not None and self.active and monotonic() - self.touched >= self.timeout
 
     def touch(self) -> None:
         """The request moved: data went out or came in."""
@@ -62,11 +67,18 @@ class Requests:
         """How many requests have begun and not ended."""
         return len(self._flying)
 
-    def begin(self, name: Callable[[], str], stack: Optional[Stack] = None) -> Request:
-        """A request reaches the application. ``name`` is called only if it must be named in the log, and so is ``stack``."""
-        request = Request(name, stack)
+    def overdue(self) -> int:
+        """How many of them have shown no sign of life for as long as they may."""
+        return sum(request.overdue() for request in list(self._flying.values()))
+
+    def begin(self, name: Callable[[], str], stack: Optional[Stack] = None, timeout: Optional[float] = None) -> Request:
+        """A request reaches the application; ``timeout`` is its own, if not that of all.
+
+        ``name`` is called only if it must be named in the log, and so is ``stack``.
+        """
+        request = Request(name, stack, self.timeout if timeout is None else timeout)
         self._flying[id(request)] = request
-        if self.timeout is not None and not self._watched:
+        if request.timeout is not None and not self._watched:
             self._watched = True
             self._wake()
         return request
@@ -115,26 +127,24 @@ class Requests:
         return 1.0
 
     def look(self) -> tuple[list[Request], Optional[float]]:
-        """The requests that are newly hung, and the seconds until the next look; None: nothing is in flight."""
-        if self.timeout is None:
-            return [], None
+        """The requests that are newly hung, and the seconds until the next look; None: nothing is in flight that could hang."""
         # Cleared first: a request that begins from here on wakes the housekeeper again.
         self._watched = False
-        flying = list(self._flying.values())
+        flying = [request for request in list(self._flying.values()) if request.timeout is not None]
         if not flying:
             return [], None
         self._watched = True
         now = monotonic()
         hung = []
-        wait = self.timeout
+        # Signs of life move a deadline, so it is looked at again within a second.
+        wait = 1.0
         for request in flying:
-            if request.hung or not request.active:
+            if request.hung or not request.active or request.timeout is None:
                 continue
-            left = request.touched + self.timeout - now
+            left = request.touched + request.timeout - now
             if left <= 0:
                 request.hung = True
                 hung.append(request)
             else:
                 wait = min(wait, left)
-        # A request whose clock stands still is looked at again within a second.
-        return hung, max(0.01, min(wait, 1.0))
+        return hung, max(0.01, wait)

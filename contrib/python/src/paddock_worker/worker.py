@@ -107,6 +107,7 @@ class Worker:
         self._main_thread = get_ident()
         self._ended = False
         self._asked = False
+        self._said_stopping = False
         for warning in env.warnings:
             logger.warning("%s", warning)
         if sys.stderr is not None:
@@ -128,11 +129,9 @@ class Worker:
         self.notifier.post(f"STATUS={_line(text)}")
 
     def stopping(self) -> None:
-        """The drain began. Repeats are ignored."""
-        if not self.draining:
-            self.draining = True
-            self.notifier.insist(f"STOPPING=1\nSTATUS=draining, {self.requests.in_flight} in flight")
-            self._wake()
+        """The drain began. May be called in a signal handler, so it takes no lock: the housekeeper says it."""
+        self.draining = True
+        self._wake()
 
     def recycle(self, reason: str) -> None:
         """Asks for a replacement, once per life."""
@@ -147,6 +146,7 @@ class Worker:
         self._ended = True
         self._wake()
         if self.notifier.connected:
+            self._say_stopping()
             self.notifier.post(f"X_PADDOCK_REQUESTS={self.requests.total}")
             self.notifier.retry()
             self.notifier.barrier(1.0)
@@ -165,6 +165,11 @@ class Worker:
             self.recycle(f"{total} requests served")
         return self.notifier.post(f"X_PADDOCK_REQUESTS={total}")
 
+    def _say_stopping(self) -> None:
+        if self.draining and not self._said_stopping:
+            self._said_stopping = True
+            self.notifier.insist(f"STOPPING=1\nSTATUS=draining, {self.requests.in_flight} in flight")
+
     def _keep_house(self) -> None:
         while not self._ended:
             try:
@@ -176,6 +181,7 @@ class Worker:
                 sleep(1)
 
     def _housekeeping(self) -> None:
+        self._say_stopping()
         waits = [self.requests.flush(), None if self.notifier.retry() else 1.0]
         hung, look_again = self.requests.look()
         for request in hung:
@@ -206,7 +212,7 @@ class Worker:
             name = request.name()
         except Exception:
             name = "a request"
-        lines = [f"{name} has been at it for {self.requests.timeout:g} s without a sign of life; it is here:\n"]
+        lines = [f"{name} has been at it for {request.timeout or 0:g} s without a sign of life; it is here:\n"]
         suspended = request.stack() if request.stack is not None else None
         thread = sys._current_frames().get(request.thread)
         if suspended is not None:
