@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod none;
 pub mod proc;
+pub mod scope;
 pub mod select;
 
 use std::future::Future;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::cgroup::CgroupIsolation;
 use super::none::{self, NoneIsolation};
+use super::scope::ScopeIsolation;
 use super::{FenceLimits, Isolation, Mode};
 use crate::config::model::IsolationChoice;
 
@@ -66,8 +67,11 @@ pub fn warnings(mode: Mode, limits: &FenceLimits) -> Vec<String> {
     }
 }
 
-fn scope(_app: &str, _graceful: Duration) -> std::future::Ready<Result<Chosen, String>> {
-    std::future::ready(Err("this version has no scopes".to_owned()))
+async fn scope(app: &str, graceful: Duration) -> Result<Chosen, String> {
+    let isolation = ScopeIsolation::probe(app, graceful).await?;
+    let explanation = format!("isolation scope: {}", isolation.describe());
+    let above = Some(isolation.above().to_owned());
+    Ok(Chosen { isolation: Rc::new(isolation), above, explanation })
 }
 
 fn cgroup() -> Result<Chosen, String> {

@@ -35,11 +35,16 @@ fn entry(app: &str, record: &Record<'_>) -> Entry {
         .maybe("PADDOCK_MEMORY_LIMIT_BYTES", record.limit)
         .maybe("PADDOCK_UNIT", record.unit)
         // What `journalctl -u` looks for in the entries of root's daemons (systemd.journal-fields(7)).
-        .maybe("OBJECT_SYSTEMD_UNIT", record.unit);
+        .maybe("OBJECT_SYSTEMD_UNIT", record.unit.filter(|unit| is_scope(unit)));
     for (name, value) in &record.fields {
         entry = entry.field(&format!("PADDOCK_{}", name.to_ascii_uppercase()), value);
     }
     entry
+}
+
+/// Other fences are described by a path.
+fn is_scope(fence: &str) -> bool {
+    !fence.contains('/') && fence.strip_suffix(".scope").is_some()
 }
 
 #[cfg(test)]

@@ -1,0 +1,237 @@
+//! Mode `scope`: a transient systemd scope for each worker.
+//!
+//! Sources: `org.freedesktop.systemd1(5)`, `systemd.scope(5)`, the kernel's cgroup-v2.rst.
+
+mod fence;
+mod group;
+mod name;
+mod properties;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
+
+use self::fence::ScopeFence;
+use self::group::{Group, Mounts};
+use self::properties::{Common, Member};
+use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
+use crate::systemd::dbus::{Bus, BusError, Which};
+
+/// `PIDFDs` came with this version.
+const PIDFDS_SINCE: u32 = 255;
+/// How often a worker's scope is tried, each time under a new name.
+const ATTEMPTS: u32 = 6;
+/// The pause after the bus said that it is at its limits; three times longer after each further time.
+const CROWDED: Duration = Duration::from_millis(20);
+/// cgroup v2's file system (statfs(2), `CGROUP2_SUPER_MAGIC`).
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// Fences made by systemd.
+pub struct ScopeIsolation {
+    bus: Rc<Bus>,
+    mounts: Mounts,
+    which: Which,
+    version: String,
+    common: Common,
+    above: String,
+    by_pidfd: Cell<bool>,
+    /// What this systemd has refused.
+    without: RefCell<BTreeSet<&'static str>>,
+}
+
+impl ScopeIsolation {
+    /// Find out whether systemd makes scopes for this process: PID 1 for root, else the user's own `systemd --user`.
+    /// Nobody else should be allowed to: whoever may manage units of PID 1 is root.
+    ///
+    /// # Errors
+    /// Why not, as a fragment of a sentence.
+    pub async fn probe(app: &str, graceful: Duration) -> Result<Self, String> {
+        if !sd_notify::booted().unwrap_or(false) {
+            return Err("systemd is not running".to_owned());
+        }
+        let mounts = Mounts::default();
+        let kind = rustix::fs::statfs(&mounts.cgroup)
+            .map_err(|error| format!("{} cannot be looked at: {error}", mounts.cgroup.display()))?;
+        if u64::try_from(kind.f_type).ok() != Some(CGROUP2_MAGIC) {
+            return Err(format!("{} is not cgroup v2", mounts.cgroup.display()));
+        }
+        let which = if geteuid().is_root() { Which::System } else { Which::User };
+        let bus = Bus::new(which);
+        let name = manager_name(which);
+        let version = bus.version().await.map_err(|error| format!("{name} cannot be reached: {error}"))?;
+        let root = bus.control_group().await.map_err(|error| format!("{name} has no cgroup: {error}"))?;
+        let controllers = mounts.group(&root).dir.join("cgroup.controllers");
+        let controllers = std::fs::read_to_string(&controllers).unwrap_or_default();
+        if !controllers.split_ascii_whitespace().any(|controller| controller == "memory") {
+            return Err(format!("{name} has no memory controller"));
+        }
+        Ok(Self::new(bus, mounts, which, version, &root, app, graceful))
+    }
+
+    fn new(bus: Bus, mounts: Mounts, which: Which, version: String, root: &str, app: &str, graceful: Duration) -> Self {
+        let slice = name::slice(app);
+        Self {
+            bus: Rc::new(bus),
+            mounts,
+            which,
+            above: format!("{}/paddock.slice/{slice}", root.trim_end_matches('/')),
+            by_pidfd: Cell::new(version_number(&version) >= PIDFDS_SINCE),
+            version,
+            common: Common { app: app.to_owned(), slice, graceful },
+            without: RefCell::default(),
+        }
+    }
+
+    /// One line about where the scopes are made.
+    pub fn describe(&self) -> String {
+        format!("scopes in {} of {} {}", self.common.slice, manager_name(self.which), self.version)
+    }
+
+    /// Whose workers these are.
+    pub fn app(&self) -> &str {
+        &self.common.app
+    }
+
+    /// The cgroup above the workers, as `/proc/PID/cgroup` writes it; it exists while a worker does.
+    pub fn above(&self) -> &str {
+        &self.above
+    }
+
+    async fn open(&self, name: &FenceName, gate: Pid, limits: &FenceLimits) -> Result<ScopeFence, FenceError> {
+        let mut pause = CROWDED;
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            let unit = name::scope(name, attempt);
+            let failed = |source: Box<dyn std::error::Error + Send + Sync>| FenceError {
+                what: format!("making {unit}"),
+                source,
+            };
+            let member = self.member(gate).map_err(|error| failed(error.into()))?;
+            let properties = {
+                let without = self.without.borrow();
+                properties::all(&self.common, name.slot, member, limits, &without)
+            };
+            match self.bus.start_transient(&unit, &properties).await {
+                Ok(()) => match self.verify(&unit, gate, limits).await {
+                    Ok(group) => {
+                        return Ok(ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit, group, *limits));
+                    }
+                    // systemd up to 257 could call a scope dead while its process lived
+                    // (systemd issue 36781): under a new name it is made anew, and the process moves over.
+                    Err(problem) => {
+                        tracing::info!(unit, "tried again under another name: {problem}");
+                        last = Some(failed(problem.into()));
+                    }
+                },
+                Err(BusError::Property(text)) => match properties::refused(&text) {
+                    Some(property) => {
+                        tracing::info!(property, "systemd {} does without: {text}", self.version);
+                        self.without.borrow_mut().insert(property);
+                        last = Some(failed(text.into()));
+                    }
+                    None if self.by_pidfd.get() && text.contains("PIDFDs") => {
+                        self.by_pidfd.set(false);
+                        last = Some(failed(text.into()));
+                    }
+                    None => return Err(failed(BusError::Property(text).into())),
+                },
+                Err(error @ BusError::Limits(_)) => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 3;
+                    last = Some(failed(error.into()));
+                }
+                Err(error @ (BusError::UnitExists | BusError::Lost(_))) => last = Some(failed(error.into())),
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        Err(last.unwrap_or_else(|| FenceError { what: "making a scope".to_owned(), source: "not tried".into() }))
+    }
+
+    async fn left_by_others(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
+        let failed =
+            |error: BusError| FenceError { what: format!("listing the scopes of {app}"), source: error.into() };
+        let mut found = Vec::new();
+        for unit in self.bus.units(&name::pattern(app)).await.map_err(failed)? {
+            // The pattern is systemd's to interpret: look again.
+            let Some(name) = name::parse(&unit.name).filter(|name| name.app == app) else { continue };
+            if unit.active_state == "failed" {
+                self.bus.reset_failed(&unit.name).await.map_err(failed)?;
+                continue;
+            }
+            let path = self.bus.scope_control_group(&unit.name).await.map_err(failed)?;
+            if path.is_empty() {
+                continue;
+            }
+            let group = self.mounts.group(&path);
+            let limits = group.limits();
+            let fence = ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit.name, group, limits);
+            found.push(Leftover { name, fence: Rc::new(fence) });
+        }
+        Ok(found)
+    }
+
+    fn member(&self, gate: Pid) -> std::io::Result<Member> {
+        if self.by_pidfd.get() {
+            return Ok(Member::Pidfd(pidfd_open(gate, PidfdFlags::empty())?));
+        }
+        // An unreaped child keeps its number.
+        Ok(Member::Pid(gate.as_raw_pid().unsigned_abs()))
+    }
+
+    /// A job that is done proves little: look at the process, the limits and the unit.
+    async fn verify(&self, unit: &str, gate: Pid, limits: &FenceLimits) -> Result<Group, String> {
+        let path =
+            self.mounts.cgroup_of(gate).map_err(|error| format!("where the process is cannot be read: {error}"))?;
+        if Path::new(&path).file_name() != Some(unit.as_ref()) {
+            return Err(format!("the process is in {path}"));
+        }
+        let group = self.mounts.group(&path);
+        let group_kill = !self.without.borrow().contains("OOMPolicy");
+        if let Some(missing) = group.missing_limit(limits, group_kill) {
+            return Err(missing);
+        }
+        match self.bus.active_state(unit).await {
+            Ok(state) if state == "active" => Ok(group),
+            Ok(state) => Err(format!("the scope is {state} while its process lives")),
+            Err(error) => Err(format!("its state cannot be read: {error}")),
+        }
+    }
+}
+
+impl Isolation for ScopeIsolation {
+    fn mode(&self) -> Mode {
+        Mode::Scope
+    }
+
+    fn enclose<'a>(
+        &'a self,
+        name: &'a FenceName,
+        gate: Pid,
+        limits: &'a FenceLimits,
+    ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
+        Box::pin(async move { Ok(Rc::new(self.open(name, gate, limits).await?) as Rc<dyn Fence>) })
+    }
+
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+        Box::pin(self.left_by_others(app))
+    }
+}
+
+const fn manager_name(which: Which) -> &'static str {
+    match which {
+        Which::System => "systemd",
+        Which::User => "systemd --user",
+    }
+}
+
+/// The number that a version begins with, e.g. 257 of `257.13-1~deb13u1`.
+fn version_number(version: &str) -> u32 {
+    let digits = version.find(|character: char| !character.is_ascii_digit()).unwrap_or(version.len());
+    version.get(..digits).and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
