@@ -35,7 +35,11 @@ qemu-system-x86_64 qemu-system-x86
 mmdebstrap mmdebstrap
 mke2fs e2fsprogs
 flock util-linux
+setpriv util-linux
+mount mount
 END
+  # Without root, mmdebstrap works in a user namespace.
+  ((EUID == 0)) || command -v newuidmap >/dev/null || printf 'uidmap\n'
   # Hosts as old as Debian 12.0 do not know the keys that sign trixie.
   [[ -e /usr/share/keyrings/debian-archive-trixie-stable.gpg ||
     -e /usr/share/keyrings/debian-archive-trixie-stable.pgp ]] ||
