@@ -252,10 +252,6 @@ pub enum Command {
         #[arg(long, value_name = "DIR", conflicts_with = "page")]
         directory: Option<PathBuf>,
     },
-
-    /// What every worker is until it is released; paddock starts it.
-    #[command(hide = true)]
-    Gate,
 }
 
 /// Shells with a completion script.

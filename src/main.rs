@@ -43,7 +43,6 @@ fn dispatch(Cli { runtime_directory, command }: Cli) -> ExitCode {
         Command::Reap { app } => command::reap::run(&app, directory),
         Command::Completions { shell } => command::completions::run(shell),
         Command::Man { page, directory } => command::man::run(page.as_deref(), directory.as_deref()),
-        Command::Gate => gate::run(),
     }
 }
 

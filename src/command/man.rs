@@ -94,11 +94,54 @@ pub fn pages() -> io::Result<Vec<Page>> {
     Ok(pages)
 }
 
-fn command_page(command: clap::Command) -> io::Result<Page> {
+fn command_page(mut command: clap::Command) -> io::Result<Page> {
     let name = command.get_name().to_owned();
+    let usage = command.render_usage().to_string();
+    let notes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let has_subcommands = command.has_subcommands();
+    let man = Man::new(command).source("paddock");
     let mut text = Vec::new();
-    Man::new(command).manual("paddock").render(&mut text)?;
+    man.render_title(&mut text)?;
+    man.render_name_section(&mut text)?;
+    // A synopsis of forty flags teaches nothing: the usage line stands for it.
+    let mut page = Roff::new();
+    page.control("SH", ["SYNOPSIS"]);
+    page.text([roman(usage.trim_start_matches("Usage:").trim())]);
+    page.to_writer(&mut text)?;
+    man.render_description_section(&mut text)?;
+    man.render_options_section(&mut text)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut text)?;
+    }
+    let mut page = Roff::new();
+    add_notes(&mut page, &notes);
+    page.control("SH", ["SEE ALSO"]);
+    let other = if has_subcommands { "paddock-run" } else { "paddock" };
+    page.text([bold(other), roman("(1), "), bold(FILE_PAGE), roman("(5)")]);
+    page.to_writer(&mut text)?;
     Ok(Page { name, section: 1, text })
+}
+
+/// The paragraphs below a command's help: examples as they are, the others as text.
+fn add_notes(page: &mut Roff, notes: &str) {
+    for paragraph in notes.split("\n\n") {
+        if let Some(examples) = paragraph.strip_prefix("Examples:\n") {
+            page.control("SH", ["EXAMPLES"]);
+            page.control("EX", []);
+            page.text([roman(examples)]);
+            page.control("EE", []);
+        }
+    }
+    let mut paragraphs =
+        notes.split("\n\n").filter(|paragraph| !paragraph.is_empty() && !paragraph.starts_with("Examples:"));
+    if let Some(first) = paragraphs.next() {
+        page.control("SH", ["NOTES"]);
+        page.text([roman(first)]);
+        for paragraph in paragraphs {
+            page.control("PP", []);
+            page.text([roman(paragraph)]);
+        }
+    }
 }
 
 /// paddock.toml(5).

@@ -94,3 +94,88 @@ fn foreign_writers(metadata: &Metadata) -> Option<&'static str> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    /// A directory of its own, removed afterwards.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let directory = std::env::temp_dir().join(format!("paddock-read-{name}-{}", std::process::id()));
+            fs::create_dir_all(&directory).unwrap();
+            chmod(&directory, 0o755);
+            Self(directory)
+        }
+
+        fn file(&self, bytes: &[u8]) -> PathBuf {
+            let path = self.0.join("app.toml");
+            fs::write(&path, bytes).unwrap();
+            chmod(&path, 0o644);
+            path
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// What is wrong, if anything.
+    fn refusal(path: &Path, manager: u32) -> Option<String> {
+        read(path, Some(manager)).err().map(|failure| failure.1.message)
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_or_replace_is_nothing_for_root() {
+        let scratch = Scratch::new("trust");
+        let path = scratch.file(b"workers = 1\n");
+        assert_eq!(refusal(&path, 0), None);
+        chmod(&path, 0o646);
+        assert_eq!(refusal(&path, 0).as_deref(), Some("everybody can write it, and the manager is root"));
+        assert_eq!(refusal(&path, 1000), None);
+        chmod(&path, 0o644);
+        chmod(&scratch.0, 0o777);
+        let replaced = "everybody can replace it, for they can write its directory, and the manager is root";
+        assert_eq!(refusal(&path, 0).as_deref(), Some(replaced));
+        chmod(&scratch.0, 0o1777);
+        assert_eq!(refusal(&path, 0), None);
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_reasonable_length_is_refused_at_once() {
+        let scratch = Scratch::new("kinds");
+        let path = scratch.0.join("app.toml");
+        assert!(refusal(&path, 1000).unwrap().contains("No such file"));
+        assert_eq!(refusal(&scratch.0, 1000).as_deref(), Some("not a regular file"));
+        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(refusal(&path, 1000).as_deref(), Some("not a regular file"));
+        fs::remove_file(&path).unwrap();
+        let longest = usize::try_from(LONGEST).unwrap();
+        assert_eq!(refusal(&scratch.file(&vec![b'\n'; longest]), 1000), None);
+        let message = format!("longer than {LONGEST} bytes");
+        assert_eq!(refusal(&scratch.file(&vec![b'\n'; longest + 1]), 1000), Some(message));
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_is_shown_where_it_begins_to_be_wrong() {
+        let scratch = Scratch::new("utf8");
+        let failure = read(&scratch.file(b"name = \"\xc3\xa4\"\nuser = \"\xff\"\n"), Some(1000)).unwrap_err();
+        let (source, diagnostic) = *failure;
+        let Origin::File(span) = diagnostic.origin else { panic!("no place") };
+        assert_eq!(source.position(span.start), (2, 9));
+        assert_eq!(diagnostic.message, "not UTF-8 here");
+    }
+}
