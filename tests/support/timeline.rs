@@ -36,7 +36,7 @@ pub(crate) fn timeline(lines: &[Line], workers: usize) -> Timeline {
             "worker-killing" => {
                 ready.remove(&worker);
             }
-            "worker-died" => {
+            "worker-died" | "start-failed" => {
                 alive.remove(&worker);
                 ready.remove(&worker);
                 draining.remove(&worker);
