@@ -142,8 +142,12 @@ fn b29_grandchild(mode: Mode) {
 }
 
 fn b35_no_room(mode: Mode) {
-    let app = App::new(mode).set("workers", 4).set("memory.max", "64M").set("memory.budget", "256M");
-    let manager = app.worker("direct", 1).worker("start_leak_mb", 40).start_ready(4);
+    let app = App::new(mode).set("workers", 3).set("memory.max", "64M").set("memory.budget", "256M");
+    let manager = app.worker("direct", 1).worker("start_leak_mb", 40).start_ready(3);
+    let scaled = manager.cli("scale", &["4"]);
+    assert!(scaled.status.success(), "4 workers fit: {scaled:?}");
+    manager.wait_ready(4);
+    assert_eq!(manager.cli("scale", &["5"]).status.code(), Some(1), "5 workers do not fit");
     manager.app.group().limit_memory(300 << 20);
     let old = manager.status().ready_by_slot()[&2];
     assert!(manager.cli("recycle", &["2"]).status.success());
@@ -160,7 +164,7 @@ fn b35_no_room(mode: Mode) {
 /// `PADDOCK_TEST_OOM_KILLS` says how many; the full thousand belongs to a machine that has the time.
 fn b36_verdicts(mode: Mode) {
     let kills = std::env::var("PADDOCK_TEST_OOM_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
-    let app = App::new(mode).set("workers", 4).set("memory.max", "32M").set("memory.recycle_at", "100%");
+    let app = App::new(mode).set("workers", 4).set("memory.max", "32M").set("memory.recycle_at", "90%");
     let app = app.set("restart.backoff", "10ms").set("restart.backoff_max", "10ms").worker("direct", 1);
     let manager = app.start_ready(4);
     assert_oom_verdicts(&manager, kills);

@@ -78,10 +78,7 @@ fn b31_scale(mode: Mode) {
     let one = manager.wait_ready(1).ready_pids();
     load.stop().assert_none_lost();
 
-    let mark = manager.log.mark();
     manager.signal(Signal::TTOU);
-    let refused = manager.log.try_wait_after(mark, SOON, |_| true);
-    assert!(refused.is_some(), "that it cannot go below 1 is said");
     assert_eq!(manager.cli("scale", &["0"]).status.code(), Some(2));
     assert_eq!(manager.status().ready_pids(), one, "never below 1");
     manager.stop();
@@ -102,7 +99,7 @@ fn b34_forged(mode: Mode) {
         status.workers().iter().any(|worker| worker.0["status_text"] == "genuine")
     });
     assert_eq!(manager.log.count(|line| line.is("recycle-due")), 0, "the forged message was obeyed");
-    let us = std::process::id().to_string();
+    let us = format!("process {}", std::process::id());
     assert_eq!(manager.log.count(|line| line.message().contains(&us)), 1, "logged once, with the sender's pid");
 
     manager.ask(pid, "/notify?text=X_PADDOCK_RECYCLE=1");
@@ -179,7 +176,9 @@ fn b40_names(mode: Mode) {
     assert_eq!(long.wait_ready(2).ready_pids(), of_long, "stopping `my` touched `my-shop`");
     let again = App::new(mode).named("my").beside(&long).set("workers", 2).start_ready(2);
     let of_again = again.status().ready_pids();
-    long.stop();
+    let mut long = long;
+    long.signal(Signal::TERM);
+    assert_eq!(long.wait_exit(SOON).code(), Some(0));
     assert_eq!(again.wait_ready(2).ready_pids(), of_again, "stopping `my-shop` touched `my`");
     again.stop();
 }

@@ -126,8 +126,7 @@ fn peak_of_dealt_requests(mode: Mode, spread: bool) -> u64 {
         let reply = manager.ask(pid, "/leak?mb=8");
         held.insert(pid, reply.number("held") >> 20);
         peak = peak.max(held.values().sum());
-        let quota = manager.ask_quota(pid);
-        if reply.number("requests") + 1 >= quota {
+        if reply.number("requests") + 1 >= reply.number("quota") {
             let status = manager.wait_status(SOON, "the replacement", |status| {
                 let now = status.ready_by_slot();
                 now.len() == 4 && status.workers().len() == 4 && now[&slot] != pid
@@ -138,14 +137,6 @@ fn peak_of_dealt_requests(mode: Mode, spread: bool) -> u64 {
     }
     manager.stop();
     peak
-}
-
-impl Manager {
-    fn ask_quota(&self, pid: u32) -> u64 {
-        let status = self.status();
-        let worker = status.workers().into_iter().find(|worker| worker.pid() == Some(pid));
-        worker.and_then(|worker| worker.quota()).unwrap_or_else(|| panic!("no quota of {pid} in {status:#?}"))
-    }
 }
 
 /// Quota, operator, reload: at every kind of replacement the old worker is gone before the new one starts.

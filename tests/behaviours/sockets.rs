@@ -113,7 +113,7 @@ fn b03_own_path_goes(mode: Mode) {
 
 fn open_beyond_standard(facts: &serde_json::Value) -> BTreeSet<u32> {
     let fds = facts["fds"].as_object().expect("descriptors");
-    fds.keys().filter_map(|fd| fd.parse().ok()).filter(|fd| *fd > 2).collect()
+    fds.iter().filter_map(|(fd, _)| fd.parse().ok()).filter(|fd| *fd > 2).collect()
 }
 
 fn inode_of(socket: &Socket) -> String {

@@ -71,7 +71,7 @@ fn b05_none_starts(mode: Mode) {
 }
 
 fn b15_start_timeout(mode: Mode) {
-    let app = App::new(mode).set("workers", 3).set("timeouts.start", "1s").set("restart.backoff", "30s");
+    let app = App::new(mode).set("workers", 3).set("timeouts.start", "1s").set("timeouts.graceful", "1s");
     let mut manager = app.worker("hang_slots", "2").start();
     manager.wait_told_ready(SOON);
     let died = manager.log.wait(SOON, "the death of the worker that hangs", |line| line.is("worker-died"));

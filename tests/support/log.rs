@@ -171,6 +171,12 @@ impl Log {
         self.wait_after(0, bound, what, fits)
     }
 
+    /// Waits until whoever writes it has closed it.
+    pub(crate) fn wait_end(&self, bound: Duration) {
+        let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ended = self.shared.1.wait_timeout_while(state, bound, |state| !state.ended);
+    }
+
     /// Everything as text.
     pub(crate) fn text(&self) -> String {
         self.lines().iter().fold(String::new(), |text, line| text + &line.text + "\n")

@@ -190,7 +190,7 @@ impl App {
         app.put("reload.hold", "200ms");
         app.put("environment.W_DIR", app.dir.path().display().to_string());
         app.put("environment.W_SWITCH", app.switch_path().display().to_string());
-        app.put("environment.PADDOCK_TEST", app.dir.name());
+        app.put("environment.W_MARK", app.dir.name());
         app.sockets.push(("http".to_owned(), Socket::tcp()));
         app
     }
@@ -312,7 +312,7 @@ impl App {
 
 /// PATH and the marker by which everything that the test starts is known.
 fn plain_environment(command: &mut Command, marker: &str) {
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("PADDOCK_TEST", marker);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("W_MARK", marker);
     if let Some(directory) = std::env::var_os("TMPDIR") {
         command.env("TMPDIR", directory);
     }
@@ -438,6 +438,7 @@ impl Manager {
     pub(crate) fn try_wait_exit(&mut self, bound: Duration) -> Option<ExitStatus> {
         if self.status.is_none() && self.process.wait_gone(bound) {
             self.status = self.child.wait().ok();
+            self.log.wait_end(Duration::from_secs(5));
         }
         self.status
     }
@@ -459,7 +460,7 @@ impl Manager {
 
     /// Processes that the manager's workers have left, itself not counted.
     pub(crate) fn left(&self) -> BTreeSet<u32> {
-        let mut left = proc::with_marker(&format!("PADDOCK_TEST={}", self.app.dir.name()));
+        let mut left = proc::with_marker(&format!("W_MARK={}", self.app.dir.name()));
         left.extend(self.app.group.iter().flat_map(Group::processes));
         left.remove(&self.pid());
         left.retain(|pid| proc::is_alive(*pid));
@@ -481,7 +482,7 @@ impl Drop for Manager {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        let marker = format!("PADDOCK_TEST={}", self.app.dir.name());
+        let marker = format!("W_MARK={}", self.app.dir.name());
         for process in proc::with_marker(&marker).into_iter().filter_map(Process::open) {
             if proc::with_marker(&marker).contains(&process.pid) {
                 process.signal(Signal::KILL);

@@ -12,7 +12,7 @@ pub(crate) fn register(suite: &mut Suite) {
 }
 
 fn fields() {
-    let service = Service::start(app().set("memory.max", "64M").set("memory.recycle_at", "100%"), 1);
+    let service = Service::start(app().set("memory.max", "64M").set("memory.recycle_at", "90%"), 1);
     let victim = *service.status().ready_pids().first().unwrap();
     let _lost = http::get_within(&service.direct(victim), "/leak?mb=128", PATIENCE);
     service.log.wait(PATIENCE, "its death", |line| line.is_of("worker-died", victim));
@@ -39,7 +39,7 @@ fn fields() {
 
 /// What a worker wrote is found under its scope, the last line before its end included.
 fn last_words() {
-    let service = Service::start(app().set("memory.max", "64M").set("memory.recycle_at", "100%"), 1);
+    let service = Service::start(app().set("memory.max", "64M").set("memory.recycle_at", "90%"), 1);
     let victim = *service.status().ready_pids().first().unwrap();
     let group = cgroup::memory_group_of(victim).expect("a group");
     let scope = group.file_name().unwrap().to_string_lossy().into_owned();

@@ -213,7 +213,7 @@ impl Service {
 
     /// Living processes of the app.
     pub(crate) fn left(&self) -> BTreeSet<u32> {
-        let mut left = proc::with_marker(&format!("PADDOCK_TEST={}", self.app.dir.name()));
+        let mut left = proc::with_marker(&format!("W_MARK={}", self.app.dir.name()));
         left.retain(|pid| proc::is_alive(*pid));
         left
     }

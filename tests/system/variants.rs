@@ -48,7 +48,7 @@ fn app_of_user(mode: Mode, uid: u32, gid: u32) -> App {
     app.put("timeouts.start", "100s");
     app.put("environment.W_DIRECT", "1");
     app.put("memory.max", "64M");
-    app.put("memory.recycle_at", "100%");
+    app.put("memory.recycle_at", "90%");
     app
 }
 

@@ -20,7 +20,7 @@ fn count_of(variable: &str, default: usize) -> usize {
 /// `PADDOCK_TEST_OOM_KILLS` says how many.
 fn oom_kills() {
     let kills = count_of("PADDOCK_TEST_OOM_KILLS", 60);
-    let app = app().set("workers", 4).set("memory.max", "32M").set("memory.recycle_at", "100%");
+    let app = app().set("workers", 4).set("memory.max", "32M").set("memory.recycle_at", "90%");
     let service = Service::start(app.set("restart.backoff", "10ms").set("restart.backoff_max", "10ms"), 4);
     let deaths = kill_all(&service, kills, |service, pid| {
         let target = service.direct(pid);

@@ -148,7 +148,7 @@ fn serve_until_drained(state: &Arc<State>, listeners: Listeners) {
         if let Some(every) = ping_every
             && Instant::now() >= next_ping
         {
-            if !state.is_mute() {
+            if !state.is_mute() && !state.is_hung() {
                 state.notify.send("WATCHDOG=1");
             }
             next_ping = Instant::now() + every;

@@ -78,6 +78,7 @@ impl State {
             "slot": self.facts.get("slot"),
             "generation": self.facts.get("generation"),
             "version": self.facts.get("version"),
+            "quota": self.facts.get("quota"),
             "requests": self.requests.load(SeqCst),
             "held": self.held_bytes.load(SeqCst),
             "draining": self.is_draining(),
