@@ -112,9 +112,12 @@ fn place_descriptors(output: OwnedFd, errors: OwnedFd, sockets: Vec<OwnedFd>, ab
     sys::place_fd(null, 0)?;
     sys::place_fd(output, 1)?;
     sys::place_fd(errors, 2)?;
-    for (number, socket) in (LISTEN_FDS_START..).zip(sockets) {
-        sys::place_fd(socket, number)?;
+    let mut next = LISTEN_FDS_START;
+    for socket in sockets {
+        sys::place_fd(socket, next)?;
+        next += 1;
     }
+    sys::close_on_exec_from(next.unsigned_abs());
     Ok(())
 }
 
