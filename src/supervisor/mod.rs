@@ -88,8 +88,9 @@ pub struct Supervisor {
     stop: Option<Stop>,
     counts: Counts,
     timers: Timers,
-    /// Wanted slots that are empty and wait for nothing.
-    vacant: BTreeSet<SlotId>,
+    /// Wanted slots that are empty and wait for nothing, behind the number of their restarts in a row: those that keep
+    /// failing must not keep the others from starting at all.
+    vacant: BTreeSet<(u32, SlotId)>,
     /// Slots whose worker stopped accepting and has no replacement yet.
     uncovered: BTreeSet<SlotId>,
     /// Workers to be replaced, in their order.

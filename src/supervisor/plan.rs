@@ -48,14 +48,14 @@ impl Supervisor {
         self.counts.starting < self.active.policy.parallel_starts.max(1)
     }
 
-    /// Restarts the lowest empty slot; says whether it did.
+    /// Starts a worker in the empty slot that failed least, the lowest of them; says whether it did.
     fn fill(&mut self, cx: &mut Cx<'_>) -> bool {
         let surge = self.surge();
         if !self.may_start() || self.counts.alive >= self.wanted.saturating_add(surge) {
             return false;
         }
-        let ready = |slot: &&SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
-        let Some(slot) = self.vacant.iter().find(ready).copied() else {
+        let ready = |slot: &SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
+        let Some(slot) = self.vacant.iter().map(|(_, slot)| *slot).find(ready) else {
             return false;
         };
         let release = Arc::clone(self.policy_for(slot));

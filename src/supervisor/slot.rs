@@ -55,7 +55,7 @@ pub(super) struct Slot {
 struct Listed {
     occupied: bool,
     serving: bool,
-    vacant: bool,
+    vacant: Option<u32>,
     uncovered: bool,
     queued: Option<(Cause, u64, WorkerId)>,
 }
@@ -100,7 +100,7 @@ impl Supervisor {
         let new = Listed {
             occupied: slot.wanted && current.is_some(),
             serving: slot.wanted && phase == Some(Phase::Ready),
-            vacant: free && current.is_none(),
+            vacant: (free && current.is_none()).then_some(slot.strikes),
             uncovered: free
                 && alone
                 && phase == Some(Phase::Draining)
@@ -124,10 +124,11 @@ impl Supervisor {
         self.counts.occupied = self.counts.occupied + u32::from(new.occupied) - u32::from(old.occupied);
         self.counts.serving = self.counts.serving + u32::from(new.serving) - u32::from(old.serving);
         if old.vacant != new.vacant {
-            if new.vacant {
-                self.vacant.insert(id);
-            } else {
-                self.vacant.remove(&id);
+            if let Some(strikes) = old.vacant {
+                self.vacant.remove(&(strikes, id));
+            }
+            if let Some(strikes) = new.vacant {
+                self.vacant.insert((strikes, id));
             }
         }
         if old.uncovered != new.uncovered {
