@@ -109,7 +109,7 @@ fn b10_one_at_a_time(mode: Mode) {
 fn b37_spread(mode: Mode) {
     let unspread = peak_of_dealt_requests(mode, false);
     let spread = peak_of_dealt_requests(mode, true);
-    assert_eq!(unspread, 4 * 10 * 8, "MiB, all four full at once");
+    assert_eq!(unspread, (4 * 9 + 1) * 8, "MiB: all four fill up together, the first goes at its tenth");
     assert!(spread * 10 < unspread * 7, "peak of {spread} MiB spread, {unspread} MiB unspread");
 }
 

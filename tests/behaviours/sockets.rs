@@ -23,7 +23,7 @@ fn b01_another(mode: Mode) {
     let mut manager = App::new(mode).for_another_process().start();
     let status = manager.wait_exit(SOON);
     assert_eq!(status.code(), Some(1));
-    manager.log.wait(SOON, "an error that names LISTEN_PID", |line| line.text.contains("LISTEN_PID"));
+    manager.log.wait(SOON, "an error that names LISTEN_FDS", |line| line.text.contains("LISTEN_FDS"));
     assert_eq!(manager.notify.count("READY=1"), 0);
 }
 
