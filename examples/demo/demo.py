@@ -210,7 +210,7 @@ class Demonstration:
         self.finish()
 
     def finish(self) -> None:
-        reload_status = self.reload.wait(timeout=120) if self.reload else 0
+        reload_status = self.reload_status()
         manager_status = self.stop()
         for line in self.log.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
@@ -243,6 +243,14 @@ class Demonstration:
             print("\nlost:", *self.load.lost[:5], sep="\n  ")
             print("\nthe log's end:", self.log.read_text(errors="replace")[-3000:], sep="\n")
             sys.exit(1)
+
+    def reload_status(self) -> int:
+        if self.reload is None:
+            return 0
+        try:
+            return self.reload.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            return -1
 
     def stop(self) -> int:
         if self.manager is None:

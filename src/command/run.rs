@@ -24,8 +24,9 @@ pub fn run(invocation: Invocation, directory: Option<&Path>, colour: bool) -> Re
     let loaded = setup::load(&invocation, colour)?;
     let log = Log::open(&loaded.config.name, loaded.config.log.format, |name| std::env::var_os(name));
     log.install();
-    for warning in loaded.warnings.render_warnings(false).lines().filter(|line| !line.is_empty()) {
-        log.say(Level::Warning, warning);
+    for warning in loaded.warnings.iter() {
+        let remedy = warning.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        log.say(Level::Warning, &format!("{}: {}{remedy}", warning.key, warning.message));
     }
     let result = setup::on_the_loop(manage(invocation, loaded, inherited, directory, &log))?;
     log.flush();
