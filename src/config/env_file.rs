@@ -15,10 +15,11 @@ use super::rules::is_variable_name;
 /// Variables in the order of the file; a later one beats an earlier one of the same name.
 pub type Variables = Vec<(String, String)>;
 
-/// Read the file that `environment_file` names; `origin` is where that stands.
-pub(super) fn load(path: &Path, origin: &Origin) -> Result<Variables, Vec<Diagnostic>> {
+/// Read the file that `environment_file` names; `origin` is where that stands, `ruled` the user that its variables would
+/// rule, if that is the manager's own.
+pub(super) fn load(path: &Path, origin: &Origin, ruled: Option<u32>) -> Result<Variables, Vec<Diagnostic>> {
     let key = Key::EnvironmentFile.path();
-    match read::read(path, None) {
+    match read::read(path, ruled) {
         Err(failure) => {
             let (source, fault) = *failure;
             let message = format!("{}: {}", source.path, fault.message);

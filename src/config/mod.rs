@@ -106,13 +106,15 @@ fn understand(invocation: &Invocation, source: Option<Arc<Source>>) -> Result<Lo
     let mut rules = Rules::new(&values);
     let config = rules.config(invocation.file.as_deref());
     combine::check(&mut rules, &config, &invocation.runner);
-    let file_environment = match &config.environment_file {
-        Some(path) => env_file::load(path, &rules.origin(Key::EnvironmentFile)).unwrap_or_else(|faults| {
-            rules.found.extend(faults);
-            Vec::new()
-        }),
-        None => Vec::new(),
-    };
+    let mut file_environment = Variables::new();
+    if let Some(path) = &config.environment_file {
+        // Workers that keep the manager's user do what their environment says (LD_PRELOAD) as that user.
+        let subject = config.user.is_none().then_some(invocation.runner.uid);
+        match env_file::load(path, &rules.origin(Key::EnvironmentFile), subject) {
+            Ok(variables) => file_environment = variables,
+            Err(faults) => rules.found.extend(faults),
+        }
+    }
     found.append(&mut rules.found);
     found.retain(|diagnostic| !follows_from(&broken, diagnostic, source.as_deref()));
     if !found.is_empty() {

@@ -67,28 +67,28 @@ fn trust(path: &Path, metadata: &Metadata) -> Result<(), Box<Diagnostic>> {
             format!("chmod go-w {}", path.display()),
         );
     }
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let Ok(above) = std::fs::metadata(directory) else {
-        return Ok(());
-    };
-    let is_sticky = above.mode() & 0o1000 != 0;
-    match foreign_writers(&above) {
-        Some(who) if !is_sticky => refuse(
-            format!("{who} can replace it, for they can write its directory, and the manager is root"),
-            format!("chmod go-w {}", directory.display()),
-        ),
-        _ => Ok(()),
+    let as_given = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let resolved = path.canonicalize().unwrap_or_else(|_| as_given.clone());
+    for directory in as_given.ancestors().skip(1).chain(resolved.ancestors().skip(1)) {
+        let Ok(metadata) = std::fs::metadata(directory) else { continue };
+        // In a sticky directory only the owner of an entry replaces it, inode(7).
+        let is_sticky = metadata.mode() & 0o1000 != 0;
+        if let Some(who) = foreign_writers(&metadata).filter(|_| !is_sticky) {
+            let directory = directory.display();
+            return refuse(
+                format!("{who} can replace it, for they can write {directory}, and the manager is root"),
+                format!("chmod go-w {directory}"),
+            );
+        }
     }
+    Ok(())
 }
 
-/// Who besides the owner may write; root's group counts as root.
+/// Who besides the owner may write; root's group counts as root, a group of the owner's own number as the owner.
 fn foreign_writers(metadata: &Metadata) -> Option<&'static str> {
     if metadata.mode() & 0o002 != 0 {
         Some("everybody")
-    } else if metadata.mode() & 0o020 != 0 && metadata.gid() != 0 {
+    } else if metadata.mode() & 0o020 != 0 && metadata.gid() != 0 && metadata.gid() != metadata.uid() {
         Some("its group")
     } else {
         None
@@ -148,10 +148,16 @@ mod tests {
         assert_eq!(refusal(&path, 1000), None);
         chmod(&path, 0o644);
         chmod(&scratch.0, 0o777);
-        let replaced = "everybody can replace it, for they can write its directory, and the manager is root";
-        assert_eq!(refusal(&path, 0).as_deref(), Some(replaced));
+        let directory = scratch.0.display();
+        let replaced = format!("everybody can replace it, for they can write {directory}, and the manager is root");
+        assert_eq!(refusal(&path, 0), Some(replaced.clone()));
+        let link = Scratch::new("trust-link");
+        let linked = link.0.join("link.toml");
+        std::os::unix::fs::symlink(&path, &linked).unwrap();
+        assert_eq!(refusal(&linked, 0), Some(replaced));
         chmod(&scratch.0, 0o1777);
         assert_eq!(refusal(&path, 0), None);
+        assert_eq!(refusal(&linked, 0), None);
     }
 
     #[test]
