@@ -24,7 +24,7 @@ pub fn run(invocation: Invocation, directory: Option<&Path>, colour: bool) -> Re
     let loaded = setup::load(&invocation, colour)?;
     let log = Log::open(&loaded.config.name, loaded.config.log.format, |name| std::env::var_os(name));
     log.install();
-    for warning in loaded.warnings.iter() {
+    for warning in loaded.warnings.list() {
         let remedy = warning.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
         log.say(Level::Warning, &format!("{}: {}{remedy}", warning.key, warning.message));
     }
