@@ -150,7 +150,7 @@ impl Supervisor {
         let mut after = Vec::new();
         let mut later = Cx { now: cx.now, out: &mut after };
         let mut outlook = String::new();
-        if self.stop.is_none() && wanted && role != Role::Former {
+        if self.stop.is_none() && wanted && (role != Role::Former || self.is_canary(id)) {
             outlook = self.consequences(lost, role, covered, &mut later);
         }
         if note.level == Level::Warning {
@@ -172,6 +172,9 @@ impl Supervisor {
         let canary = self.is_canary(lost.id);
         if canary {
             self.canary_lost(lost, cx);
+        }
+        if role == Role::Former {
+            return String::new();
         }
         if role == Role::Replacement {
             if lost.drain.is_none() || lost.drain == Some(Drain::Itself) {

@@ -25,6 +25,9 @@ impl Supervisor {
         };
         let old = std::mem::replace(&mut worker.phase, phase);
         worker.since = now;
+        if phase.is_leaving() {
+            worker.due = None;
+        }
         let max = u128::from(worker.memory_max.unwrap_or(0));
         let generation = worker.generation();
         if old.is_starting() && !phase.is_starting() {
@@ -43,6 +46,7 @@ impl Supervisor {
         self.changed = true;
         if phase.is_leaving() {
             self.clear_clocks(id);
+            self.left_hold(id);
         }
     }
 
@@ -145,7 +149,6 @@ impl Supervisor {
         }
         worker.signalled = true;
         worker.drain = Some(why);
-        worker.due = None;
         let (slot_id, policy) = (worker.slot, worker.policy());
         let (signal, graceful) = (policy.drain_signal, policy.graceful);
         if first {
@@ -162,7 +165,6 @@ impl Supervisor {
             *slot.recycles.entry(cause).or_default() += 1;
             *self.recycles.entry(cause).or_default() += 1;
         }
-        self.left_hold(id);
         self.refresh(slot_id);
     }
 
@@ -175,7 +177,6 @@ impl Supervisor {
             return;
         }
         worker.drain = Some(Drain::Itself);
-        worker.due = None;
         let (slot_id, graceful) = (worker.slot, worker.policy().graceful);
         let ready_for = worker.ready_for(cx.now);
         self.lift(id, cx);
@@ -190,7 +191,6 @@ impl Supervisor {
         if alone && ready_for.is_some() && self.stop.is_none() {
             self.strike(slot_id, ready_for, cx);
         }
-        self.left_hold(id);
         self.refresh(slot_id);
     }
 
@@ -204,14 +204,12 @@ impl Supervisor {
         }
         let reason = *worker.kill.get_or_insert(reason);
         let slot_id = worker.slot;
-        worker.due = None;
         self.enter(id, Phase::Killing, cx.now);
         self.set_clock(id, Clock::State, deadline(cx.now, REPEAT));
         cx.act(Action::Kill { worker: id });
         let level = if reason == Verdict::FastStop { Level::Info } else { Level::Warning };
         let text = format!("{reason}, {text}; SIGKILL");
         self.say(id, level, NoteKind::WorkerKilling, Some(reason.name()), &text, cx);
-        self.left_hold(id);
         self.refresh(slot_id);
     }
 

@@ -119,18 +119,15 @@ impl Supervisor {
             return;
         };
         cx.act(Action::SetLimits { worker: id, config: release.config });
-        // The kernel may not have been able to lower a limit: the budget counts the higher one.
+        // The kernel may not be able to lower the limit it began with: the budget counts the higher one.
         let old = worker.memory_max;
-        let max = match (old, release.policy.memory_max) {
-            (Some(old), Some(new)) => Some(old.max(new)),
-            (old, new) => old.or(new),
-        };
+        let max = worker.policy().memory_max.max(release.policy.memory_max);
         worker.memory_max = max;
         let leaving = worker.phase.is_leaving();
-        let change = u128::from(max.unwrap_or(0)) - u128::from(old.unwrap_or(0));
-        self.counts.committed += change;
+        let (old, new) = (u128::from(old.unwrap_or(0)), u128::from(max.unwrap_or(0)));
+        self.counts.committed = self.counts.committed + new - old;
         if leaving {
-            self.counts.leaving_memory += change;
+            self.counts.leaving_memory = self.counts.leaving_memory + new - old;
         }
         if worker.edge == Edge::First && worker.phase == Phase::Ready {
             worker.recycle_at = release.policy.recycle_at;

@@ -88,8 +88,7 @@ pub struct Supervisor {
     stop: Option<Stop>,
     counts: Counts,
     timers: Timers,
-    /// Wanted slots that are empty and wait for nothing, behind the number of their restarts in a row: those that keep
-    /// failing must not keep the others from starting at all.
+    /// Wanted slots that are empty and wait for nothing, those with the fewest restarts in a row first.
     vacant: BTreeSet<(u32, SlotId)>,
     /// Slots whose worker stopped accepting and has no replacement yet.
     uncovered: BTreeSet<SlotId>,

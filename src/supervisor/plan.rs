@@ -36,11 +36,15 @@ impl Supervisor {
     /// What the next start in this slot is made from.
     pub(super) fn policy_for(&self, slot: SlotId) -> &Arc<Release> {
         match &self.roll {
-            Some(roll) if roll.stage == Stage::Canary && roll.slot == Some(slot) && roll.worker.is_none() => {
-                &roll.target
-            }
+            Some(roll) if self.canary_slot() == Some(slot) => &roll.target,
             _ => &self.active,
         }
+    }
+
+    /// The slot whose next worker is the canary.
+    fn canary_slot(&self) -> Option<SlotId> {
+        let roll = self.roll.as_ref()?;
+        roll.slot.filter(|_| roll.stage == Stage::Canary && roll.worker.is_none())
     }
 
     /// Whether one more start may be under way.
@@ -48,14 +52,17 @@ impl Supervisor {
         self.counts.starting < self.active.policy.parallel_starts.max(1)
     }
 
-    /// Starts a worker in the empty slot that failed least, the lowest of them; says whether it did.
+    /// Restarts the lowest empty slot; says whether it did.
     fn fill(&mut self, cx: &mut Cx<'_>) -> bool {
         let surge = self.surge();
         if !self.may_start() || self.counts.alive >= self.wanted.saturating_add(surge) {
             return false;
         }
-        let ready = |slot: &SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
-        let Some(slot) = self.vacant.iter().map(|(_, slot)| *slot).find(ready) else {
+        let ready = |slot: &&SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
+        // The canary goes first: the room that was made for it must not go to somebody else.
+        let canary = self.canary_slot();
+        let canary = self.vacant.iter().find(|(_, slot)| Some(*slot) == canary);
+        let Some(slot) = canary.into_iter().chain(&self.vacant).map(|(_, slot)| slot).find(ready).copied() else {
             return false;
         };
         let release = Arc::clone(self.policy_for(slot));
@@ -69,25 +76,28 @@ impl Supervisor {
     /// An empty slot's worker does not fit into the budget: waits for those that are leaving, else asks one of another
     /// generation to leave. Says whether the start can go ahead all the same.
     fn make_room(&mut self, slot: SlotId, cx: &mut Cx<'_>) -> bool {
-        if self.counts.leaving > 0 || self.extra() > 0 {
+        let trying = self.roll.as_ref().is_some_and(|roll| roll.stage == Stage::Canary);
+        if self.counts.leaving > 0 || self.extra() > 0 || trying && self.canary_slot() != Some(slot) {
             return false;
         }
-        let generation = self.policy_for(slot).generation;
+        let release = Arc::clone(self.policy_for(slot));
         let other = self.slots.values().rev().filter_map(|slot| slot.current).find(|id| {
-            self.workers.get(id).is_some_and(|worker| worker.phase == Phase::Ready && worker.generation() != generation)
+            self.workers
+                .get(id)
+                .is_some_and(|worker| worker.phase == Phase::Ready && worker.generation() != release.generation)
         });
         let Some(other) = other else {
-            // Workers of one generation fit together: the configuration was checked for it. Better a worker too many
-            // than a slot that stays empty for ever.
-            return true;
+            // Workers of one generation fit together: the configuration was checked for it. If they do not, better a
+            // worker too many than a slot that stays empty for ever.
+            return self.in_use.iter().all(|(used, users)| *used == release.generation || users.alive == 0);
         };
-        self.stop_first(other, Cause::Reload, cx);
+        self.stop_first(other, Cause::Reload, &release, cx);
         false
     }
 
     /// Starts a worker beside one that no longer accepts; says whether it did.
     fn cover(&mut self, cx: &mut Cx<'_>) -> bool {
-        if !self.may_start() || self.extra() >= self.surge() {
+        if !self.may_start() || self.extra() >= self.surge() || !self.vacant.is_empty() {
             return false;
         }
         let Some(slot) = self.uncovered.first().copied() else {
@@ -112,7 +122,7 @@ impl Supervisor {
         let release = Arc::clone(self.policy_for(slot));
         let surge = self.surge();
         if surge > 0 {
-            if self.extra() >= surge || !self.may_start() {
+            if self.extra() >= surge || !self.may_start() || !self.vacant.is_empty() {
                 return false;
             }
             if self.fits(&release, self.empty_slots(), false) {
@@ -131,13 +141,13 @@ impl Supervisor {
         if surge == 0 {
             self.drain(id, Drain::Recycle(cause), cx);
         } else {
-            self.stop_first(id, cause, cx);
+            self.stop_first(id, cause, &release, cx);
         }
         true
     }
 
-    fn stop_first(&mut self, id: WorkerId, cause: Cause, cx: &mut Cx<'_>) {
-        let budget = self.active.policy.memory_budget.unwrap_or(0);
+    fn stop_first(&mut self, id: WorkerId, cause: Cause, release: &Release, cx: &mut Cx<'_>) {
+        let budget = release.policy.memory_budget.unwrap_or(0);
         self.say(
             id,
             Level::Warning,
@@ -184,10 +194,8 @@ impl Supervisor {
         users.members += 1;
         self.workers.insert(id, worker);
         self.set_clock(id, Clock::State, deadline(cx.now, FENCE));
-        if let Some(roll) = self.roll.as_mut()
-            && roll.stage == Stage::Canary
-            && roll.slot == Some(slot_id)
-            && roll.worker.is_none()
+        if self.canary_slot() == Some(slot_id)
+            && let Some(roll) = self.roll.as_mut()
         {
             roll.worker = Some(id);
         }

@@ -11,7 +11,7 @@ use super::id::{SlotId, WorkerId};
 use super::note::{Level, NoteKind};
 use super::policy::Policy;
 use super::timers::{Clock, deadline};
-use super::worker::Phase;
+use super::worker::{Edge, Phase};
 use super::{Cx, Supervisor, say};
 
 /// Why a worker is replaced as planned. The order is the order in which replacements wait for their turn.
@@ -143,7 +143,7 @@ impl Supervisor {
     }
 
     /// Takes a worker out of the line, if it stands there for this cause.
-    pub(super) fn clear_due(&mut self, id: WorkerId, cause: Cause) {
+    pub(super) fn clear_due(&mut self, id: WorkerId, cause: Cause, cx: &mut Cx<'_>) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -151,7 +151,28 @@ impl Supervisor {
             worker.due = None;
             let slot = worker.slot;
             self.refresh(slot);
+            self.reconsider(id, cx);
         }
+    }
+
+    /// A cause that fell away may have hidden a lesser one.
+    fn reconsider(&mut self, id: WorkerId, cx: &mut Cx<'_>) {
+        let Some(worker) = self.workers.get(&id) else {
+            return;
+        };
+        let over = |limit: Option<u64>| limit.is_some_and(|limit| worker.requests >= Some(limit));
+        let cause = if worker.edge != Edge::First {
+            Cause::Memory
+        } else if worker.asked {
+            Cause::Operator
+        } else if worker.lifetime.is_some_and(|span| worker.ready_for(cx.now) >= Some(span)) {
+            Cause::Lifetime
+        } else if over(worker.quota) {
+            Cause::Quota
+        } else {
+            return;
+        };
+        self.mark_due(id, cause, " (still)", cx);
     }
 
     /// A worker reports its running total.

@@ -54,7 +54,9 @@ impl Supervisor {
             return;
         };
         let current = slot.current;
-        slot.asked.extend(id.map(|id| (id, current)));
+        // A worker that is starting is as new as can be.
+        let old = current.filter(|id| self.workers.get(id).is_some_and(|worker| !worker.phase.is_starting()));
+        slot.asked.extend(id.map(|id| (id, old)));
         match current {
             // An empty slot does not wait for its backoff when somebody asks.
             None => {
@@ -110,7 +112,7 @@ impl Supervisor {
         if let Some(current) = current
             && self.workers.get(&current).is_some_and(|worker| !worker.asked)
         {
-            self.clear_due(current, Cause::Operator);
+            self.clear_due(current, Cause::Operator, cx);
             self.mark_outdated(lost.slot, cx);
         }
     }
@@ -121,9 +123,10 @@ impl Supervisor {
                 reason: "there must be at least 1 worker; to have none, stop the app".to_owned(),
             };
         }
-        let releases = [Some(&self.active), self.roll.as_ref().map(|roll| &roll.target)];
+        // A roll can end either way.
+        let rolling = self.roll.iter().flat_map(|roll| [&roll.target, &roll.previous]);
         let mut tight = false;
-        for policy in releases.into_iter().flatten().map(|release| &release.policy) {
+        for policy in rolling.chain([&self.active]).map(|release| &release.policy) {
             let (Some(budget), Some(max)) = (policy.memory_budget, policy.memory_max) else {
                 continue;
             };
@@ -180,14 +183,22 @@ impl Supervisor {
         }
     }
 
-    /// The slot to give up next: an empty one, the highest first, else the one of the oldest worker; never the canary's.
+    /// The slot to give up next: an empty one, the highest first; else one whose worker is not ready; else that of the
+    /// oldest worker, of those that a roll replaces anyway if there are such. Never the canary's.
     fn least_needed(&self) -> Option<SlotId> {
         let canary = self.roll.as_ref().filter(|roll| roll.stage == Stage::Canary).and_then(|roll| roll.slot);
         let candidates = || self.slots.iter().filter(move |(id, slot)| slot.wanted && Some(**id) != canary);
         candidates()
             .rev()
             .find(|(_, slot)| slot.current.is_none())
-            .or_else(|| candidates().min_by_key(|(_, slot)| slot.current))
+            .or_else(|| {
+                candidates().min_by_key(|(_, slot)| {
+                    let worker = slot.current.and_then(|id| self.workers.get(&id));
+                    let ready = worker.is_some_and(|worker| worker.phase == Phase::Ready);
+                    let active = worker.is_some_and(|worker| worker.generation() == self.active.generation);
+                    (ready, active, slot.current)
+                })
+            })
             .map(|(id, _)| *id)
     }
 

@@ -174,7 +174,7 @@ impl Supervisor {
             return;
         };
         if let Some(old) = placed.filter(|old| *old != id).and_then(|old| self.slots.get(&old)?.current) {
-            self.clear_due(old, Cause::Reload);
+            self.clear_due(old, Cause::Reload, cx);
         }
         if let Some(roll) = self.roll.as_mut() {
             roll.slot = Some(id);
@@ -218,29 +218,32 @@ impl Supervisor {
         if let Some(id) = canary {
             self.say(id, Level::Info, NoteKind::Notice, None, "the canary held, the others follow", cx);
         }
+        if let Some(slot) = slot {
+            if self.slots.get(&slot).is_some_and(|slot| slot.replacement.is_some() && slot.replacement == canary) {
+                self.hand_over(slot, cx);
+            }
+            self.refresh(slot);
+            self.answer_recycles(slot, cx);
+        }
+        // Only now, when the canary is the youngest in a slot of its own.
         if target.policy.workers != previous.policy.workers {
             if let Some(roll) = self.roll.as_mut() {
                 roll.wanted_before = Some(self.wanted);
             }
             self.set_wanted(target.policy.workers, cx);
         }
-        if let Some(slot) = slot
-            && self.slots.get(&slot).is_some_and(|slot| slot.replacement.is_some() && slot.replacement == canary)
-        {
-            self.hand_over(slot, cx);
-            self.answer_recycles(slot, cx);
-        }
-        self.turn_to(&target, cx);
+        self.turn_to(&target, &target, cx);
     }
 
-    /// Limits and replacements for all workers of other generations.
-    fn turn_to(&mut self, release: &Release, cx: &mut Cx<'_>) {
+    /// The limits of `release` for all workers that are older than `target`, replacements for those of other
+    /// generations.
+    fn turn_to(&mut self, release: &Release, target: &Release, cx: &mut Cx<'_>) {
         let others: Vec<WorkerId> = self
             .workers
             .iter()
             .filter(|(_, worker)| {
                 matches!(worker.phase, Phase::Starting | Phase::Ready | Phase::Draining)
-                    && worker.generation() < release.generation
+                    && worker.generation() < target.generation
             })
             .map(|(id, _)| *id)
             .collect();
@@ -273,7 +276,7 @@ impl Supervisor {
             return;
         };
         if let Some(current) = current {
-            self.clear_due(current, Cause::Reload);
+            self.clear_due(current, Cause::Reload, cx);
         }
         let reason = match lost.ready_for {
             None => format!("the canary in slot {} did not get ready: {}", lost.slot, lost.reason),
@@ -308,7 +311,7 @@ impl Supervisor {
         if stage == Stage::Rest {
             self.stop_roll(lost, cx);
         } else {
-            self.keep_rest();
+            self.keep_rest(cx);
         }
     }
 
@@ -344,16 +347,16 @@ impl Supervisor {
                 if worker.generation() == target.generation && worker.phase.is_starting() {
                     self.drain(id, Drain::Undone, cx);
                 } else if worker.generation() == previous.generation {
-                    self.clear_due(id, Cause::Reload);
+                    self.clear_due(id, Cause::Reload, cx);
                 }
             }
             self.refresh(id);
         }
-        self.turn_to(&previous, cx);
+        self.turn_to(&previous, &target, cx);
     }
 
     /// The old configuration does not start either: what serves stays.
-    fn keep_rest(&mut self) {
+    fn keep_rest(&mut self, cx: &mut Cx<'_>) {
         for id in self.wanted_slots() {
             let Some(slot) = self.slots.get_mut(&id) else {
                 continue;
@@ -367,7 +370,7 @@ impl Supervisor {
                 .is_some_and(|worker| worker.phase == Phase::Ready && worker.generation() != self.active.generation)
             {
                 slot.kept = true;
-                self.clear_due(current, Cause::Reload);
+                self.clear_due(current, Cause::Reload, cx);
             }
         }
         self.changed = true;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Supervisor;
 use super::id::{Generation, RequestId, SlotId, WorkerId};
 use super::recycle::Cause;
+use super::rollout::Stage;
 use super::time::Time;
 use super::verdict::Verdict;
 use super::worker::Phase;
@@ -55,6 +56,7 @@ pub(super) struct Slot {
 struct Listed {
     occupied: bool,
     serving: bool,
+    /// How many restarts in a row it had: who fails less goes first.
     vacant: Option<u32>,
     uncovered: bool,
     queued: Option<(Cause, u64, WorkerId)>,
@@ -90,6 +92,8 @@ impl Supervisor {
     /// Brings the counts and lists that follow from one slot up to date. To be called after every change to a slot or
     /// to the phase of its current worker.
     pub(super) fn refresh(&mut self, id: SlotId) {
+        // A canary that is being tried is not replaced, whatever it is due for.
+        let tried = self.roll.as_ref().filter(|roll| roll.stage == Stage::Canary).and_then(|roll| roll.worker);
         let Some(slot) = self.slots.get_mut(&id) else {
             return;
         };
@@ -106,7 +110,7 @@ impl Supervisor {
                 && phase == Some(Phase::Draining)
                 && current.is_some_and(|(_, worker)| worker.ready_at.is_some()),
             queued: match current {
-                Some((id, worker)) if free && alone && worker.phase == Phase::Ready => {
+                Some((id, worker)) if free && alone && worker.phase == Phase::Ready && tried != Some(id) => {
                     worker.due.map(|(cause, place)| (cause, place, id))
                 }
                 _ => None,
