@@ -46,6 +46,17 @@ impl Group {
         Ok(group)
     }
 
+    /// Make one only to see that it can be made.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub(super) fn try_below(home: &Home) -> io::Result<Self> {
+        let name = format!("paddock.probe.{}", std::process::id());
+        // A process of this number may have died in the middle of this.
+        let _ = std::fs::remove_dir(home.dir.join(&name));
+        Self::create(home, &name)
+    }
+
     /// Put a process inside.
     pub(super) fn join(&self, pid: Pid) -> io::Result<()> {
         files::write(&self.dir, "cgroup.procs", &pid.as_raw_pid().to_string())

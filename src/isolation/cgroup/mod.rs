@@ -7,6 +7,7 @@ mod hierarchy;
 mod limits;
 mod name;
 mod v1;
+mod v2;
 
 use std::rc::Rc;
 
@@ -15,23 +16,35 @@ use rustix::process::Pid;
 use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
 
 /// Fences made of cgroups, without anybody's help.
-pub struct CgroupIsolation {
-    v1: v1::V1,
+pub struct CgroupIsolation(Version);
+
+enum Version {
+    V1(v1::V1),
+    V2(v2::V2),
 }
 
 impl CgroupIsolation {
-    /// Find out whether this process may make groups with a memory limit below its own.
+    /// Find out whether this process may make groups with a memory limit below its own. On cgroup v2 it moves itself
+    /// into a leaf of its own, so call this once, before any child is started.
     ///
     /// # Errors
     /// Why it may not, as a fragment of a sentence.
     pub fn probe() -> Result<Self, String> {
         let homes = hierarchy::own().map_err(|error| format!("our own cgroup cannot be found: {error}"))?;
-        Ok(Self { v1: v1::V1::probe(&homes)? })
+        // A controller is in one hierarchy only: where v1 has memory, v2 has not.
+        if homes.memory.is_some() {
+            return v1::V1::probe(&homes).map(|v1| Self(Version::V1(v1)));
+        }
+        let unified = homes.unified.ok_or("no mounted cgroup hierarchy shows our own group")?;
+        v2::V2::probe(&unified).map(|v2| Self(Version::V2(v2)))
     }
 
     /// One line about where the groups are made.
     pub fn describe(&self) -> String {
-        self.v1.describe()
+        match &self.0 {
+            Version::V1(v1) => v1.describe(),
+            Version::V2(v2) => v2.describe(),
+        }
     }
 }
 
@@ -46,10 +59,20 @@ impl Isolation for CgroupIsolation {
         gate: Pid,
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
-        Box::pin(async move { self.v1.enclose(name, gate, limits) })
+        Box::pin(async move {
+            match &self.0 {
+                Version::V1(v1) => v1.enclose(name, gate, limits),
+                Version::V2(v2) => v2.enclose(name, gate, limits),
+            }
+        })
     }
 
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
-        Box::pin(async move { self.v1.leftovers(app) })
+        Box::pin(async move {
+            match &self.0 {
+                Version::V1(v1) => v1.leftovers(app),
+                Version::V2(v2) => v2.leftovers(app),
+            }
+        })
     }
 }

@@ -157,7 +157,7 @@ impl V1 {
 
 /// See that a group can be made and removed below a home.
 fn try_home(home: &Home) -> io::Result<()> {
-    Group::create(home, &format!("paddock.probe.{}", std::process::id()))?.remove()
+    Group::try_below(home)?.remove()
 }
 
 /// A worker's groups, one for each hierarchy that is used.
