@@ -315,12 +315,10 @@ def test_drain_waits_for_a_request_that_is_still_arriving(manager: Manager, serv
 
 
 def test_an_idle_worker_drains_at_once(manager: Manager, server: list[str]) -> None:
-    worker = manager.start(*server).ready()
+    worker = manager.start(*server, "--drain-linger=60").ready()
     manager.get()
-    began = time.monotonic()
     worker.drain()
-    assert worker.wait() == 0
-    assert time.monotonic() - began < 1.5
+    assert worker.wait(20) == 0
 
 
 @pytest.mark.parametrize("keep_alive", [True, False])

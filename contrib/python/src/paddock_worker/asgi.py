@@ -23,10 +23,11 @@ from unittest import mock
 
 import click
 import uvicorn
+from uvicorn.server import ServerState
 
 from . import apps, cli
 from .environment import Listener, backlog, listeners
-from .requests import Request
+from .requests import Request, Requests
 from .worker import Worker
 
 logger = logging.getLogger("uvicorn.error")
@@ -61,35 +62,41 @@ _TLS_GRACE = 1.0
 """How long a drain leaves a TLS handshake, in seconds, to become a connection that uvicorn knows."""
 
 
-class _Counted:
-    """The application, counted and watched."""
+class _Served(ServerState):
+    """Uvicorn's own count of what it has answered, which it raises by one each time."""
 
-    def __init__(self, app: _App, worker: Worker) -> None:
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        super().__init__()
+
+    @property
+    def total_requests(self) -> int:
+        return self._requests.total
+
+    @total_requests.setter
+    def total_requests(self, value: int) -> None:
+        if value:
+            self._requests.count()
+
+
+class _Watched:
+    """The application, watched for requests that hang. They are counted here too, because begin and end belong together."""
+
+    def __init__(self, app: _App, requests: Requests) -> None:
         self._app = app
-        self._worker = worker
-        self._requests = worker.requests
-        self._watch = worker.requests.timeout is not None
+        self._requests = requests
+        requests.describe = lambda scope: f"{scope['method']} {scope['path']}"
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        worker = self._worker
-
-        def closing_send(message: _Message) -> Awaitable[None]:
-            if worker.draining and message["type"] == "http.response.start":
-                # Tells the client that this response is the connection's last.
-                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
-                message = {**message, "headers": [*headers, (b"connection", b"close")]}
-            return send(message)
-
-        task = asyncio.current_task() if self._watch else None
-        request = self._requests.begin(lambda: f"{scope['method']} {scope['path']}", lambda: _where_it_waits(task))
+        task = asyncio.current_task()
+        request = self._requests.begin(scope, lambda: _where_it_waits(task))
         try:
-            if self._watch:
-                await self._app(scope, *_watched(request, receive, closing_send))
-            else:
-                await self._app(scope, receive, closing_send)
+            if request is not None:
+                receive, send = _signs_of_life(request, receive, send)
+            await self._app(scope, receive, send)
         finally:
             self._requests.end(request)
 
@@ -108,8 +115,8 @@ def _where_it_waits(task: Optional[asyncio.Task[Any]]) -> Optional[list[str]]:
     return lines
 
 
-def _watched(request: Request, receive: _Receive, send: _Send) -> tuple[_Receive, _Send]:
-    """Signs of life: data that comes or goes. Time spent waiting for the client does not count against the application."""
+def _signs_of_life(request: Request, receive: _Receive, send: _Send) -> tuple[_Receive, _Send]:
+    """Data that comes or goes. Time spent waiting for the client does not count against the application."""
     body_complete = False
 
     async def watched_receive() -> _Message:
@@ -140,6 +147,8 @@ class Server(uvicorn.Server):
         self._worker = worker
         self._linger = linger
         self._pools_seen: Optional[int] = None
+        if worker.requests.timeout is None:
+            self.server_state = _Served(worker.requests)
         self._executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
 
     @contextlib.contextmanager
@@ -196,6 +205,8 @@ class Server(uvicorn.Server):
         for sock in sockets or []:
             sock.close()
         began = time.monotonic()
+        # The headers that uvicorn adds to every response: those to come say that the connection closes.
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         # What was accepted in the last turn of the loop is not yet among the connections.
         await asyncio.sleep(0.02)
         quiet: dict[Any, float] = {}
@@ -217,6 +228,8 @@ class Server(uvicorn.Server):
                     connection.shutdown()
             elif cycle is not None and not cycle.response_complete:
                 quiet.pop(connection, None)
+                if not cycle.response_started and _CLOSE not in cycle.default_headers:
+                    cycle.default_headers = [*cycle.default_headers, _CLOSE]
             elif now - quiet.setdefault(connection, now) >= self._linger and not _bytes_waiting(connection):
                 connection.shutdown()
         if self.config.is_ssl and now - began < _TLS_GRACE:
@@ -225,6 +238,7 @@ class Server(uvicorn.Server):
 
 
 _NOT_HTTP1 = object()
+_CLOSE = (b"connection", b"close")
 
 
 def _bytes_waiting(connection: Any) -> bool:
@@ -300,7 +314,8 @@ def serve(config: uvicorn.Config, application: Any, sockets: Sequence[Listener],
     """Serves until drained. Returns the exit code: 3, uvicorn's own, if the application did not start up."""
     config.app = application
     config.load()
-    config.loaded_app = _Counted(config.loaded_app, worker)
+    if worker.requests.timeout is not None:
+        config.loaded_app = _Watched(config.loaded_app, worker.requests)
     server = Server(config, worker, linger)
     server.run(sockets=list(sockets))
     return 0 if server.started else 3

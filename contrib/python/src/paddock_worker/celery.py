@@ -65,7 +65,7 @@ class _Pulse:
         self._worker = worker
         self._threads = threads
         self._solo = solo
-        self._tasks: dict[str, Request] = {}
+        self._tasks: dict[str, Optional[Request]] = {}
         self._turned = monotonic()
         self._ready = False
 
@@ -102,13 +102,11 @@ class _Pulse:
         self._worker.stopping()
 
     def on_prerun(self, task_id: str, task: Any, **_: Any) -> None:
-        name = f"task {task.name} {task_id}"
-        self._tasks[task_id] = self._worker.requests.begin(lambda: name, timeout=_time_limit(task))
+        self._tasks[task_id] = self._worker.requests.begin(f"task {task.name} {task_id}", timeout=_time_limit(task))
 
     def on_postrun(self, task_id: str, **_: Any) -> None:
-        request = self._tasks.pop(task_id, None)
-        if request is not None:
-            self._worker.requests.end(request)
+        if task_id in self._tasks:
+            self._worker.requests.end(self._tasks.pop(task_id))
 
     def _progresses(self) -> bool:
         """Whether a thread is free, or will be: a task within its time limit frees it."""

@@ -43,7 +43,9 @@ class _Paddock(GunicornWorker):  # type: ignore[misc]
 
     def notify(self) -> None:
         """Gunicorn's loops call this where they tell the master that they are alive."""
-        self.paddock.watchdog.feed(self.progresses())
+        watchdog = self.paddock.watchdog
+        if watchdog.due():
+            watchdog.feed(self.progresses())
 
     def progresses(self) -> bool:
         """Whether being in the loop means that requests get served."""
@@ -70,25 +72,34 @@ class _Wsgi(_Paddock):
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
+        self.paddock.requests.describe = _name
         application: Callable[..., Any] = getattr(self, "wsgi")  # noqa: B009
         if self.paddock.requests.timeout is not None:
             application = self._watched(application)
         self.wsgi = self._closing(application)
 
     def handle_request(self, *arguments: Any) -> Any:
-        return self._counted(super().handle_request, arguments)
+        request = self._begin(arguments)
+        try:
+            return super().handle_request(*arguments)
+        finally:
+            self.paddock.requests.end(request)
 
     def handle_http2_request(self, *arguments: Any) -> Any:
-        return self._counted(super().handle_http2_request, arguments)
-
-    def _counted(self, handle: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        requests = self.paddock.requests
-        request = requests.begin(lambda: _name(arguments), self.stack_of_this())
-        self.remember(request)
+        request = self._begin(arguments)
         try:
-            return handle(*arguments)
+            return super().handle_http2_request(*arguments)
         finally:
-            requests.end(request)
+            self.paddock.requests.end(request)
+
+    def _begin(self, arguments: tuple[Any, ...]) -> Optional[Request]:
+        requests = self.paddock.requests
+        if requests.timeout is None:
+            return requests.begin(arguments)
+        request = requests.begin(arguments, self.stack_of_this())
+        if request is not None:
+            self.remember(request)
+        return request
 
     def stack_of_this(self) -> Optional[Callable[[], Optional[list[str]]]]:
         """How to find later where the request that begins now waits; None: its thread tells."""
@@ -107,11 +118,11 @@ class _Wsgi(_Paddock):
         paddock = self.paddock
 
         def closing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-            def start(*arguments: Any, **keywords: Any) -> Any:
+            def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
                 if paddock.draining:
                     # A method of gunicorn's Response.
                     start_response.__self__.force_close()  # type: ignore[attr-defined]
-                return start_response(*arguments, **keywords)
+                return start_response(status, headers, exc_info)
 
             return application(environ, start)
 
@@ -122,15 +133,14 @@ class _Wsgi(_Paddock):
 
         def watched(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
             request = self.this()
-            body = environ.get("wsgi.input")
-            if body is not None:
-                environ["wsgi.input"] = _WatchedBody(body, request)
+            if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
+                environ["wsgi.input"] = _WatchedBody(environ["wsgi.input"], request)
             response = application(environ, start_response)
-            request.touch()
-            if isinstance(response, environ["wsgi.file_wrapper"]):
-                # From here on the kernel and the client are at it.
+            if isinstance(response, (list, tuple, environ["wsgi.file_wrapper"])):
+                # The application is done; from here on it is between the server and the client.
                 request.wait_for_client()
                 return response
+            request.touch()
             return _watched_pieces(response, request)
 
         return watched

@@ -66,9 +66,9 @@ class Pulse:
         self._socket = sock
         return True
 
-    def fileno(self) -> Optional[int]:
-        """The descriptor to wait on, or None while not connected."""
-        return None if self._socket is None else self._socket.fileno()
+    def fileno(self) -> int:
+        """The descriptor to wait on; -1 while not connected."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     def drain(self) -> bool:
         """Reads what is there. True: a pulse came. A closed connection is forgotten, to be made anew."""

@@ -1,24 +1,26 @@
-"""The requests of this worker: how many were served, which are in flight, which are hung."""
+"""The requests of this worker: how many were served, which are in flight, which are hung.
+
+Begin and end are on the way of every request, so what only a hung one needs is worked out when one hangs.
+"""
 
 from __future__ import annotations
 
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable
 from time import monotonic
-from typing import Optional
-
+from typing import Any, Optional
 
 Stack = Callable[[], Optional[list[str]]]
 """Where a request waits, as :func:`traceback.format_stack` gives it; None while it runs in its thread."""
 
 
 class Request:
-    """One request in flight."""
+    """One request in flight that may hang."""
 
-    __slots__ = ("active", "hung", "name", "stack", "thread", "timeout", "touched")
+    __slots__ = ("active", "hung", "stack", "thread", "timeout", "touched", "what")
 
-    def __init__(self, name: Callable[[], str], stack: Optional[Stack], timeout: Optional[float]) -> None:
-        self.name = name
+    def __init__(self, what: Any, stack: Optional[Stack], timeout: float) -> None:
+        self.what = what
         self.stack = stack
         self.timeout = timeout
         self.thread = get_ident()
@@ -30,20 +32,21 @@ class Request:
         """The client is slow to read or to send: not the application's fault, so the clock stands still."""
         self.active = False
 
-    def overdue(self) -> bool:
-        """Whether it has shown no sign of life for as long as it may."""
-        return self.timeout is not None and self.active and monotonic() - self.touched >= self.timeout
-
     def touch(self) -> None:
         """The request moved: data went out or came in."""
         self.touched = monotonic()
         self.active = True
 
+    def overdue(self) -> bool:
+        """Whether it has shown no sign of life for as long as it may."""
+        return self.active and monotonic() - self.touched >= self.timeout
+
 
 class Requests:
     """Counts and watches. Methods may be called from any thread.
 
-    ``wake`` is called when the housekeeper has something to look at.
+    ``report`` sends a count to the manager and says whether that worked; ``wake`` is called when the housekeeper has something
+    to look at; ``describe`` names the ``what`` of a request for the log.
     """
 
     REPORT_EVERY = 0.1
@@ -53,53 +56,63 @@ class Requests:
         self.quota = quota
         self.timeout = timeout
         self.total = 0
+        self.describe: Callable[[Any], str] = str
         self._report = report
         self._wake = wake
         self._lock = allocate_lock()
         self._reported = 0
         self._reported_at = float("-inf")
         self._woken = False
+        self._unwatched = 0
         self._flying: dict[int, Request] = {}
         self._watched = False
 
     @property
     def in_flight(self) -> int:
         """How many requests have begun and not ended."""
-        return len(self._flying)
+        return self._unwatched + len(self._flying)
 
     def overdue(self) -> int:
         """How many of them have shown no sign of life for as long as they may."""
         return sum(request.overdue() for request in list(self._flying.values()))
 
-    def begin(self, name: Callable[[], str], stack: Optional[Stack] = None, timeout: Optional[float] = None) -> Request:
-        """A request reaches the application; ``timeout`` is its own, if not that of all.
-
-        ``name`` is called only if it must be named in the log, and so is ``stack``.
-        """
-        request = Request(name, stack, self.timeout if timeout is None else timeout)
+    def begin(self, what: Any, stack: Optional[Stack] = None, timeout: Optional[float] = None) -> Optional[Request]:
+        """A request reaches the application; ``timeout`` is its own, if not that of all. None: it may take for ever."""
+        if timeout is None:
+            timeout = self.timeout
+        if timeout is None:
+            with self._lock:
+                self._unwatched += 1
+            return None
+        request = Request(what, stack, timeout)
         self._flying[id(request)] = request
-        if request.timeout is not None and not self._watched:
+        if not self._watched:
             self._watched = True
             self._wake()
         return request
 
-    def end(self, request: Request, *, served: bool = True) -> None:
-        """It is over, whatever came of it; ``served`` false does not count it."""
-        self._flying.pop(id(request), None)
-        if served:
-            self.count()
+    def end(self, request: Optional[Request]) -> None:
+        """It is over, whatever came of it, and counts."""
+        if request is not None:
+            self._flying.pop(id(request), None)
+        self._count(request is None)
 
     def count(self) -> None:
-        """One more was served. Reported at once on reaching the quota, else at most every :attr:`REPORT_EVERY`."""
-        now = monotonic()
+        """One was served that never began, for a server that tells only of the end."""
+        self._count(False)
+
+    def _count(self, unwatched: bool) -> None:
+        """Reported at once on reaching the quota, else at most every :attr:`REPORT_EVERY`."""
         with self._lock:
-            self.total += 1
-            total = self.total
+            self._unwatched -= unwatched
+            self.total = total = self.total + 1
+            if self._woken and total != self.quota:
+                # The housekeeper comes by.
+                return
+            now = monotonic()
             due = total == self.quota or now - self._reported_at >= self.REPORT_EVERY
             if due:
                 self._reported_at = now
-            elif self._woken:
-                return
             else:
                 self._woken = True
         if not due:
@@ -108,29 +121,30 @@ class Requests:
             self._reported = total
 
     def flush(self) -> Optional[float]:
-        """Reports a count that was held back. Returns the seconds until there is something to do, None: nothing."""
+        """The housekeeper's visit: reports what was held back.
+
+        Returns the seconds until the next visit. None: nothing was served since the last, so no more visits until woken.
+        """
         with self._lock:
-            if self._reported >= self.total:
-                self._woken = False
+            self._woken = self._reported < self.total
+            if not self._woken:
                 return None
-            wait = self._reported_at + self.REPORT_EVERY - monotonic()
+            now = monotonic()
+            wait = self._reported_at + self.REPORT_EVERY - now
             if wait > 0:
                 return wait
-            self._woken = False
-            self._reported_at = monotonic()
+            self._reported_at = now
             total = self.total
         if self._report(total):
             self._reported = total
-            return None
-        with self._lock:
-            self._woken = True
+            return self.REPORT_EVERY
         return 1.0
 
     def look(self) -> tuple[list[Request], Optional[float]]:
         """The requests that are newly hung, and the seconds until the next look; None: nothing is in flight that could hang."""
         # Cleared first: a request that begins from here on wakes the housekeeper again.
         self._watched = False
-        flying = [request for request in list(self._flying.values()) if request.timeout is not None]
+        flying = list(self._flying.values())
         if not flying:
             return [], None
         self._watched = True
@@ -139,7 +153,7 @@ class Requests:
         # Signs of life move a deadline, so it is looked at again within a second.
         wait = 1.0
         for request in flying:
-            if request.hung or not request.active or request.timeout is None:
+            if request.hung or not request.active:
                 continue
             left = request.touched + request.timeout - now
             if left <= 0:

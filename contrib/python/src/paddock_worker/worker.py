@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import traceback
-from _thread import get_ident, start_new_thread
+from _thread import start_new_thread
 from collections.abc import Callable
 from select import POLLIN, poll
 from time import monotonic, sleep
@@ -104,7 +104,8 @@ class Worker:
         self.draining = False
         self._pulse = Pulse(env.pressure_address) if env.pressure_address else None
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._main_thread = get_ident()
+        self._waiter = poll()
+        self._waiter.register(self._wake_reader, POLLIN)
         self._ended = False
         self._asked = False
         self._said_stopping = False
@@ -187,32 +188,34 @@ class Worker:
         for request in hung:
             self._hung(request)
         waits.append(look_again)
-        waiter = poll()
-        waiter.register(self._wake_reader, POLLIN)
-        pulse_fd = None
-        if self._pulse is not None:
+        if self._pulse is not None and self._pulse.fileno() < 0:
             if self._pulse.connect():
-                pulse_fd = self._pulse.fileno()
-            if pulse_fd is None:
-                waits.append(Pulse.RETRY)
+                self._waiter.register(self._pulse.fileno(), POLLIN)
             else:
-                waiter.register(pulse_fd, POLLIN)
+                waits.append(Pulse.RETRY)
         known = [wait for wait in waits if wait is not None]
-        ready = waiter.poll(int(min(known) * 1000) + 1 if known else None)
-        for fd, _ in ready:
+        for fd, _ in self._waiter.poll(int(min(known) * 1000) + 1 if known else None):
             if fd == self._wake_reader:
                 os.read(self._wake_reader, 4096)
-            elif self._pulse is not None and self._pulse.drain():
-                started = monotonic()
-                relieve()
-                logger.info("memory pressure: shed what could be shed in %.3f s", monotonic() - started)
+            elif self._pulse is not None:
+                self._feel_pulse(self._pulse, fd)
+
+    def _feel_pulse(self, pulse: Pulse, fd: int) -> None:
+        felt = pulse.drain()
+        if pulse.fileno() < 0:
+            # The manager has closed it. It is looked for again on the next round.
+            self._waiter.unregister(fd)
+        if felt:
+            started = monotonic()
+            relieve()
+            logger.info("memory pressure: shed what could be shed in %.3f s", monotonic() - started)
 
     def _hung(self, request: Request) -> None:
         try:
-            name = request.name()
+            name = self.requests.describe(request.what)
         except Exception:
             name = "a request"
-        lines = [f"{name} has been at it for {request.timeout or 0:g} s without a sign of life; it is here:\n"]
+        lines = [f"{name} has been at it for {request.timeout:g} s without a sign of life; it is here:\n"]
         suspended = request.stack() if request.stack is not None else None
         thread = sys._current_frames().get(request.thread)
         if suspended is not None:

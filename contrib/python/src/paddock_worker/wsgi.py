@@ -58,7 +58,7 @@ class _Task(WSGITask):  # type: ignore[misc]
     def service(self) -> None:
         channel, server = self.channel, self.channel.server.paddock
         requests = server.worker.requests
-        request = requests.begin(lambda: f"{self.request.command} {self.request.path}")
+        request = requests.begin(self.request)
         channel.paddock_request = request
         try:
             super().service()
@@ -164,6 +164,7 @@ class Server:
         self._dispatcher.set_thread_count(self._threads)
         self._drain_wanted = False
         self._drain_began: Optional[float] = None
+        worker.requests.describe = lambda request: f"{request.command} {request.path}"
         worker.on_hung = lambda _: self._substitute()
         self._servers = []
         for sock in sockets:
