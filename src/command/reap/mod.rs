@@ -12,8 +12,11 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::terminal::{complain, print};
+use crate::config::model::IsolationChoice;
+use crate::control::client::ClientError;
 use crate::control::directory::{LockError, RuntimeDirectory, SOCKET, Surroundings};
-use crate::isolation::proc;
+use crate::isolation::{proc, select};
+use crate::runtime::setup;
 use crate::worker::files::is_worker_file;
 
 pub mod find;
@@ -55,8 +58,8 @@ impl Refusal {
 
 fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
     let path = surroundings.of_manager(app).map_err(|error| {
-        let code = crate::control::client::ClientError::from(error);
-        Refusal { code: code.exit_code(), reason: code.to_string() }
+        let error = ClientError::from(error);
+        Refusal { code: error.exit_code(), reason: error.to_string() }
     })?;
     if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         let reason = format!("there is no runtime directory of {app} (looked in {})", path.display());
@@ -70,6 +73,9 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
     let marks = Marks::of(app, &path, surroundings);
     let outcome = stop(&marks, GRACEFUL).map_err(|error| Refusal::failed(&error))?;
     remove_files(&path);
+    if marks.are_of_usual_directory() {
+        sweep_fences(app)?;
+    }
     if !outcome.stuck.is_empty() {
         let pids: Vec<String> = outcome.stuck.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
         return Err(Refusal::failed(&format!("killed, and not gone: process {}", pids.join(", "))));
@@ -80,6 +86,17 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
             format!("{app}: {ended} ended when asked, {killed} processes were killed")
         }
     })
+}
+
+/// Remove what is left of the fences, failed scopes above all. They are found by the app's name alone, which is the app's
+/// only where its runtime directory is the usual one.
+fn sweep_fences(app: &str) -> Result<(), Refusal> {
+    let swept = setup::on_the_loop(async {
+        let chosen =
+            select::choose(IsolationChoice::Auto, app, GRACEFUL).await.map_err(|error| Refusal::failed(&error))?;
+        setup::sweep_leftovers(&*chosen.isolation, app).await.map_err(|error| Refusal::failed(&error.message))
+    });
+    swept.map_err(|error| Refusal::failed(&error.message))?.map(drop)
 }
 
 /// What became of the processes that were found.
