@@ -95,7 +95,9 @@ pub fn complain(text: &str) {
 
 /// Say why it was not done, with the worker's last words if there are any; returns the exit code.
 pub fn fail(error: &ClientError) -> ExitCode {
-    complain(&format!("paddock: {error}"));
+    // A diagnostic of the configuration file has a heading of its own.
+    let heading = if matches!(error, ClientError::Invalid { .. }) { "" } else { "paddock: " };
+    complain(&format!("{heading}{error}"));
     if let ClientError::Failed { last_words, .. } = error
         && !last_words.is_empty()
     {

@@ -8,6 +8,7 @@ use crate::control::status::{DeadlineReport, ListenerReport, MemoryReport, RollR
 use crate::supervisor::note::Level;
 use crate::supervisor::snapshot::{RollStage, RollView, SlotView, Snapshot, WorkerView};
 use crate::supervisor::time::Time;
+use crate::supervisor::verdict::Verdict;
 
 use super::manager::Manager;
 
@@ -43,7 +44,7 @@ impl Manager {
                 .map(|(name, address)| ListenerReport { name, address })
                 .collect(),
             recycles: counts(&snapshot.recycles),
-            restarts: counts(&snapshot.verdicts),
+            restarts: restarts(&snapshot.verdicts),
         }
     }
 
@@ -77,7 +78,7 @@ impl Manager {
                 recycle_at: view.recycle_at,
                 headroom: limit.zip(view.recycle_at).map(|(limit, edge)| limit.saturating_sub(edge)),
             },
-            restarts: slot.map(|slot| counts(&slot.verdicts)).unwrap_or_default(),
+            restarts: slot.map(|slot| restarts(&slot.verdicts)).unwrap_or_default(),
             last_verdict: slot.and_then(|slot| slot.last_death.clone()),
             next_deadline: view.deadline.as_ref().map(|(at, name)| deadline(*at, name, now)),
             cause: view.due.map(|cause| cause.to_string()).or_else(|| view.reason.clone()),
@@ -91,7 +92,7 @@ fn empty_slot(slot: &SlotView, now: Time) -> WorkerReport {
     WorkerReport {
         slot: slot.slot.0,
         state: "backoff".to_owned(),
-        restarts: counts(&slot.verdicts),
+        restarts: restarts(&slot.verdicts),
         last_verdict: slot.last_death.clone(),
         next_deadline: slot.backoff_until.map(|at| deadline(at, "backoff", now)),
         ..WorkerReport::default()
@@ -114,4 +115,13 @@ fn deadline(at: Time, name: &str, now: Time) -> DeadlineReport {
 
 fn counts<K: ToString>(of: &BTreeMap<K, u64>) -> BTreeMap<String, u64> {
     of.iter().map(|(key, count)| (key.to_string(), *count)).collect()
+}
+
+/// Deaths by verdict, without those that were asked for: a worker that drained in time was recycled, not restarted.
+fn restarts(of: &BTreeMap<Verdict, u64>) -> BTreeMap<String, u64> {
+    let mut counts = counts(of);
+    for planned in [Verdict::Drained, Verdict::FastStop] {
+        counts.remove(&planned.to_string());
+    }
+    counts
 }
