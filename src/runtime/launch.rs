@@ -1,16 +1,18 @@
 //! Making a worker: gate, fence, verify, release. One task for each worker; the loop never waits for it.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::config::model::Signal;
-use crate::isolation::{FenceName, Isolation, none};
+use crate::isolation::{FenceName, Isolation, Mode, none};
+use crate::systemd::journal;
 use crate::worker::environment::{self, Facts};
 use crate::worker::order::Order;
 use crate::worker::process::Gate;
 
 use super::generation::Prepared;
 use super::listeners::Listeners;
-use super::worker::Worker;
+use super::worker::{InJournal, Worker};
 
 /// Start the worker; its pid once its command has been exec'd.
 ///
@@ -22,11 +24,12 @@ pub async fn launch(
     isolation: &dyn Isolation,
     listeners: &Listeners,
     unique: String,
+    to_journal: bool,
 ) -> Result<u32, String> {
     let gate = Gate::spawn().map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
-    let result = enclose_and_release(worker, prepared, isolation, listeners, unique, &gate).await;
+    let result = enclose_and_release(worker, prepared, isolation, listeners, unique, to_journal, &gate).await;
     match result {
         Ok(()) => {
             worker.started.set(true);
@@ -53,6 +56,7 @@ async fn enclose_and_release(
     isolation: &dyn Isolation,
     listeners: &Listeners,
     unique: String,
+    to_journal: bool,
     gate: &Gate,
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
@@ -61,19 +65,45 @@ async fn enclose_and_release(
         .enclose(&name, gate.process.pid(), &prepared.limits)
         .await
         .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
+    let unit = fence.describe();
     *worker.fence.borrow_mut() = Some(fence);
     if worker.is_given_up() {
         return Err(given_up());
     }
-    let output = worker.output.worker_end().map_err(|error| format!("opening its output: {error}"))?;
-    let order = order(worker, prepared, &listeners.names(), &none::marker(&name));
+    let stream =
+        if to_journal && isolation.mode() == Mode::Scope { journal_stream(worker, prepared, unit) } else { None };
+    let (output, stream_id) = match stream {
+        Some((stream, id)) => (stream, Some(id)),
+        None => (worker.output.worker_end().map_err(|error| format!("opening its output: {error}"))?, None),
+    };
+    let order = order(worker, prepared, &listeners.names(), &none::marker(&name), stream_id.as_deref());
     let output = std::os::fd::AsFd::as_fd(&output);
     gate.release(&order, output, output, &listeners.descriptors())
         .await
         .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })
 }
 
-fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str) -> Order {
+/// A stream for the worker's lines, with its own name (`JOURNAL_STREAM`). None: journald takes no more streams now, and
+/// the lines go the other way.
+fn journal_stream(worker: &Worker, prepared: &Prepared, unit: String) -> Option<(OwnedFd, String)> {
+    let opened = journal::open_worker_stream(&prepared.config.name, &unit).and_then(|stream| {
+        let id = journal::stream_id(&stream)?;
+        Ok((stream, id))
+    });
+    match opened {
+        Ok(stream) => {
+            let words_until = worker.begun.after(prepared.policy.start).after(prepared.policy.hold);
+            *worker.journal.borrow_mut() = Some(InJournal { unit, words_until });
+            Some(stream)
+        }
+        Err(error) => {
+            tracing::warn!(unit, "no stream into the journal, its lines go through the manager: {error}");
+            None
+        }
+    }
+}
+
+fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str, journal_stream: Option<&str>) -> Order {
     let config = &prepared.config;
     let facts = Facts {
         app: &config.name,
@@ -85,7 +115,7 @@ fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str) -
         notify: worker.notify.path(),
         pressure: worker.pressure.path(),
         watchdog: config.timeouts.watchdog,
-        journal_stream: None,
+        journal_stream,
     };
     Order {
         command: config.command.clone(),

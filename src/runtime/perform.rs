@@ -115,9 +115,11 @@ impl Manager {
         let (isolation, listeners) = (Rc::clone(&self.isolation), Rc::clone(&self.listeners));
         let (events, log) = (self.events.clone(), self.log.clone());
         let unique = format!("{:x}_{id}", self.started.since_boot().as_micros());
+        // journald believes whose lines they are from root only.
+        let to_journal = self.log.is_journald() && rustix::process::geteuid().is_root();
         // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
         tokio::task::spawn_local(async move {
-            match launch::launch(&worker, &prepared, &*isolation, &listeners, unique).await {
+            match launch::launch(&worker, &prepared, &*isolation, &listeners, unique, to_journal).await {
                 Ok(pid) => {
                     let _ = events.send(Event::Started { worker: id, pid });
                     watch::life(&worker, &log, events);

@@ -1,6 +1,7 @@
 //! The tasks that listen to one living worker and turn what they hear into events.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::process::Pid;
 use tokio::sync::mpsc::UnboundedSender;
@@ -9,8 +10,16 @@ use crate::isolation::FenceEvent;
 use crate::observe::log::{Log, OutputSource};
 use crate::supervisor::event::{Death, Event};
 use crate::supervisor::id::WorkerId;
+use crate::systemd::journal;
 
+use super::clock;
 use super::worker::Worker;
+
+/// How many lines are read back from the journal.
+const LAST_WORDS: u32 = 20;
+
+/// The longest that a death waits for them.
+const JOURNAL_BOUND: Duration = Duration::from_secs(5);
 
 /// Start listening to the worker's sockets and output, from before its command runs.
 pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId>) {
@@ -81,7 +90,19 @@ async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>
     };
     let facts = fence.death_facts().await;
     worker.output.drain(|line| log.output(&source(worker), line));
-    Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: worker.output.last_words() }
+    Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: last_words(worker).await }
+}
+
+/// The worker's last lines, oldest first.
+async fn last_words(worker: &Worker) -> Vec<String> {
+    let journal = worker.journal.borrow().clone();
+    match journal {
+        None => worker.output.last_words(),
+        Some(journal) if clock::now() <= journal.words_until => {
+            journal::last_lines(&journal.unit, LAST_WORDS, JOURNAL_BOUND).await
+        }
+        Some(_) => Vec::new(),
+    }
 }
 
 /// Whether a process is inside the worker's fence now.

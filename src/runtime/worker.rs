@@ -26,8 +26,10 @@ pub struct Worker {
     pub notify: NotifySocket,
     /// Where it hears of pressure.
     pub pressure: PressureSocket,
-    /// What it writes; none when that goes to the journal directly.
+    /// What it writes, unless that goes to the journal directly.
     pub output: Output,
+    /// Where its lines are when they do.
+    pub journal: RefCell<Option<InJournal>>,
     /// Its first process, from the gate on.
     pub process: RefCell<Option<Rc<Process>>>,
     /// Its fence, once it is inside.
@@ -40,6 +42,16 @@ pub struct Worker {
     pub stranger_logged: Cell<bool>,
     cancelled: Cell<bool>,
     tasks: RefCell<Vec<AbortHandle>>,
+}
+
+/// A worker whose stdout and stderr are a stream into the journal.
+#[derive(Debug, Clone)]
+pub struct InJournal {
+    /// The unit that its lines carry.
+    pub unit: String,
+    /// A death until then may be a failed start, whose last words are to be read back before anybody decides. Later its
+    /// replacement does not wait for them.
+    pub words_until: Time,
 }
 
 impl Worker {
@@ -63,6 +75,7 @@ impl Worker {
             pressure: PressureSocket::bind(pressure.clone(), owner)
                 .map_err(|error| failed("its pressure socket", &pressure, error))?,
             output: Output::create(output.clone(), owner).map_err(|error| failed("its output", &output, error))?,
+            journal: RefCell::default(),
             start,
             begun,
             process: RefCell::default(),

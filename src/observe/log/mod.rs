@@ -75,6 +75,11 @@ impl Log {
         Self { inner: Arc::new(Mutex::new(Inner { app: app.to_owned(), sink: Sink::Journald(socket) })) }
     }
 
+    /// Whether it goes to the journal.
+    pub fn is_journald(&self) -> bool {
+        matches!(self.inner.lock().unwrap_or_else(PoisonError::into_inner).sink, Sink::Journald(_))
+    }
+
     /// What the core notes; `unit` is the worker's scope, where it has one.
     pub fn note(&self, note: &Note, unit: Option<&str>) {
         self.record(&Record::of_note(note, unit));
