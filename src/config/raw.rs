@@ -253,7 +253,7 @@ pub(super) fn flag_origin(key: Key) -> Origin {
     }
 }
 
-/// `NAME=VALUE` texts over the members of the file's table.
+/// `NAME=VALUE` texts behind the members of the file's table: the last one of a name counts.
 fn lay_members(below: Option<Node>, texts: &[String], origin: &Origin, key: Key, found: &mut Vec<Diagnostic>) -> Value {
     let mut members = match below {
         Some(Node { value: Value::Table(members), .. }) => members,
@@ -272,7 +272,6 @@ fn lay_members(below: Option<Node>, texts: &[String], origin: &Origin, key: Key,
             found.push(Diagnostic::text(origin.clone(), key.path(), message).remedy(remedy));
             continue;
         };
-        members.retain(|member| member.name != name);
         members.push(Entry {
             name: name.to_owned(),
             origin: origin.clone(),

@@ -108,6 +108,17 @@ fn an_environment_flag_leaves_the_other_variables_alone() {
 }
 
 #[test]
+fn any_free_port_may_be_asked_for_twice() {
+    let loaded = load_flags(&[(Key::Command, &["a"]), (Key::Bind, &["127.0.0.1:0", "127.0.0.1:0"])]).unwrap();
+    assert_eq!(loaded.config.listen.bind.len(), 2);
+    let wrong = load_flags(&[(Key::Command, &["a"]), (Key::Bind, &["127.0.0.1:1", "127.0.0.1:1"])]).unwrap_err();
+    assert_eq!(
+        wrong.to_string(),
+        "--bind: the same address a second time; remove one; all workers share the one socket"
+    );
+}
+
+#[test]
 fn every_default_is_a_value_of_its_key() {
     let defaults: Vec<(Key, &str)> = Key::ALL
         .iter()
