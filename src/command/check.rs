@@ -1,6 +1,7 @@
 //! `paddock check`: validate, then try one worker out where nobody notices.
 
 use std::cell::{Cell, RefCell};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -23,17 +24,19 @@ use crate::systemd::activation::Inherited;
 pub fn check(invocation: Invocation, start: bool, colour: bool) -> Result<String, Refusal> {
     let inherited = setup::inherited()?;
     let loaded = setup::load(&invocation, colour)?;
-    let warnings = loaded.warnings.render_warnings(colour);
+    if !loaded.warnings.is_empty() {
+        let _ = writeln!(std::io::stderr(), "{}\n", loaded.warnings.render_warnings(colour));
+    }
     let name = loaded.config.name.clone();
     if !start {
-        return Ok(format!("{warnings}{name}: the configuration is right"));
+        return Ok(format!("{name}: the configuration is right"));
     }
     let log = Log::open(&name, loaded.config.log.format, |variable| std::env::var_os(variable));
     log.install();
     let result = setup::on_the_loop(try_out(invocation, loaded, inherited, &log))?;
     log.flush();
     let took = result?;
-    Ok(format!("{warnings}{name}: the configuration is right; a worker got ready and drained within {took}"))
+    Ok(format!("{name}: the configuration is right; a worker got ready and drained within {took}"))
 }
 
 /// What the trial showed.
