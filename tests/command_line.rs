@@ -110,7 +110,7 @@ fn exit_codes_tell_wrong_text_from_a_missing_file() {
 
 /// Root without `user` is warned.
 fn is_root_warning(output: &Output) -> bool {
-    text(&output.stderr).starts_with("warning: user: ")
+    text(&output.stderr).contains("user: not set, and the manager is root")
 }
 
 #[test]
