@@ -22,7 +22,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use paddock::config::model::Signal;
 use paddock::isolation::scope::ScopeIsolation;
-use paddock::isolation::{Fence, FenceEvent, FenceLimits, FenceName, Isolation};
+use paddock::isolation::{Drain, Fence, FenceEvent, FenceLimits, FenceName, Isolation};
 use paddock::supervisor::event::Ended;
 use paddock::systemd::journal;
 use paddock::worker::process::Process;
@@ -33,6 +33,7 @@ const APP: &str = "my-test";
 const MIB: u64 = 1 << 20;
 /// Emulated machines are slow.
 const LONG: Duration = Duration::from_secs(90);
+const DRAIN: Drain = Drain { signal: Signal(3), graceful: Duration::from_secs(30) };
 const LIMITS: FenceLimits =
     FenceLimits { memory_max: Some(64 * MIB), swap_max: Some(0), tasks_max: Some(50), cpu_weight: Some(50) };
 
@@ -41,7 +42,7 @@ fn main() {
         return work();
     }
     let arguments = Arguments::from_args();
-    let absent = on_loop(async { ScopeIsolation::probe(APP, LONG).await.err() });
+    let absent = on_loop(async { ScopeIsolation::probe(APP, DRAIN).await.err() });
     if let Some(why) = &absent {
         println!("ignored: {why}");
     }
@@ -137,7 +138,7 @@ fn fresh_name() -> FenceName {
 }
 
 async fn isolation() -> ScopeIsolation {
-    ScopeIsolation::probe(APP, Duration::from_secs(30)).await.unwrap()
+    ScopeIsolation::probe(APP, DRAIN).await.unwrap()
 }
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -189,6 +190,7 @@ async fn limits_in_force() -> Result<(), Failed> {
     assert_eq!(file(&directory, "pids.max"), "50");
     assert_eq!(file(&directory, "cpu.weight"), "50");
     assert_eq!(show(&unit, "TimeoutStopUSec"), "40s");
+    assert_eq!(show(&unit, "KillSignal"), "3");
 
     assert!(worker.fence().contains(worker.process.pid()));
     assert!(!worker.fence().contains(rustix::process::getpid()));
@@ -308,7 +310,7 @@ async fn grandchild() -> Result<(), Failed> {
 
 async fn leftovers() -> Result<(), Failed> {
     let isolation = isolation().await;
-    let other = ScopeIsolation::probe("my", LONG).await.unwrap();
+    let other = ScopeIsolation::probe("my", DRAIN).await.unwrap();
     let mut worker = Worker::fenced(&isolation).await;
     let mut stranger = Worker::fenced(&other).await;
     assert!(stranger.fence().describe().starts_with("paddock-my-3-"));

@@ -9,9 +9,12 @@ pub mod select;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::config::model::Signal;
 
 /// A future that stays on the loop's thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -49,6 +52,15 @@ pub struct FenceLimits {
     pub tasks_max: Option<u64>,
     /// `cpu.weight`, 1 to 10000.
     pub cpu_weight: Option<u64>,
+}
+
+/// How a worker is to be asked to end, for somebody else who stops its fence (systemd, at shutdown).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// The drain signal.
+    pub signal: Signal,
+    /// How long a drain may take.
+    pub graceful: Duration,
 }
 
 /// Whose fence it is; unique within the machine's boot.

@@ -1,12 +1,11 @@
 //! Which fence: the best that the machine has, and why not a better one.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::cgroup::CgroupIsolation;
 use super::none::{self, NoneIsolation};
 use super::scope::ScopeIsolation;
-use super::{FenceLimits, Isolation, Mode};
+use super::{Drain, FenceLimits, Isolation, Mode};
 use crate::config::model::IsolationChoice;
 
 /// The fence to use.
@@ -27,19 +26,19 @@ pub struct Unavailable {
     reason: String,
 }
 
-/// Find the fence that was asked for, or the best. `graceful` bounds how long systemd may let a scope's worker drain.
+/// Find the fence that was asked for, or the best. `drain` is what systemd does when it stops a scope.
 ///
 /// # Errors
 /// A mode that was asked for is not there: it is never replaced by a weaker one.
-pub async fn choose(choice: IsolationChoice, app: &str, graceful: Duration) -> Result<Chosen, Unavailable> {
+pub async fn choose(choice: IsolationChoice, app: &str, drain: Drain) -> Result<Chosen, Unavailable> {
     let unavailable = |wanted| move |reason| Unavailable { wanted, reason };
     match choice {
-        IsolationChoice::Scope => scope(app, graceful).await.map_err(unavailable("scope")),
+        IsolationChoice::Scope => scope(app, drain).await.map_err(unavailable("scope")),
         IsolationChoice::Cgroup => cgroup().map_err(unavailable("cgroup")),
         IsolationChoice::None => nothing().map_err(unavailable("none")),
         IsolationChoice::Auto => {
             let mut reasons = Vec::new();
-            let found = match scope(app, graceful).await {
+            let found = match scope(app, drain).await {
                 Ok(chosen) => Ok(chosen),
                 Err(reason) => {
                     reasons.push(format!("scope is not available: {reason}"));
@@ -67,8 +66,8 @@ pub fn warnings(mode: Mode, limits: &FenceLimits) -> Vec<String> {
     }
 }
 
-async fn scope(app: &str, graceful: Duration) -> Result<Chosen, String> {
-    let isolation = ScopeIsolation::probe(app, graceful).await?;
+async fn scope(app: &str, drain: Drain) -> Result<Chosen, String> {
+    let isolation = ScopeIsolation::probe(app, drain).await?;
     let explanation = format!("isolation scope: {}", isolation.describe());
     let above = Some(isolation.above().to_owned());
     Ok(Chosen { isolation: Rc::new(isolation), above, explanation })

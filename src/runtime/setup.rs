@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use crate::config::diagnostic::Diagnostics;
 use crate::config::{self, Invocation, Loaded};
-use crate::isolation::Isolation;
 use crate::isolation::select::{self, Chosen};
+use crate::isolation::{Drain, Isolation};
 use crate::observe::log::Log;
 use crate::supervisor::note::Level;
 use crate::systemd::activation::{self, Inherited};
@@ -72,7 +72,8 @@ pub struct Fenced {
 /// The mode that was asked for is not there; the configuration does not fit the machine.
 pub async fn fence(loaded: &Loaded, app: &str, log: &Log) -> Result<Fenced, Refusal> {
     let config = &loaded.config;
-    let Chosen { isolation, above, explanation } = select::choose(config.isolation, app, config.timeouts.graceful)
+    let drain = Drain { signal: config.drain_signal, graceful: config.timeouts.graceful };
+    let Chosen { isolation, above, explanation } = select::choose(config.isolation, app, drain)
         .await
         .map_err(|error| Refusal::of_machine(format!("isolation: {error}")))?;
     log.say(Level::Info, &explanation);

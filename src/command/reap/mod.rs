@@ -15,7 +15,7 @@ use super::terminal::{complain, print};
 use crate::config::model::IsolationChoice;
 use crate::control::client::ClientError;
 use crate::control::directory::{LockError, RuntimeDirectory, SOCKET, Surroundings};
-use crate::isolation::{proc, select};
+use crate::isolation::{Drain, proc, select};
 use crate::runtime::setup;
 use crate::worker::files::is_worker_file;
 
@@ -91,9 +91,12 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
 /// Remove what is left of the fences, failed scopes above all. They are found by the app's name alone, which is the app's
 /// only where its runtime directory is the usual one.
 fn sweep_fences(app: &str) -> Result<(), Refusal> {
+    // For fences that are made; none is.
+    let signal = crate::config::model::Signal(nix::libc::SIGTERM);
+    let drain = Drain { signal, graceful: GRACEFUL };
     let swept = setup::on_the_loop(async {
         let chosen =
-            select::choose(IsolationChoice::Auto, app, GRACEFUL).await.map_err(|error| Refusal::failed(&error))?;
+            select::choose(IsolationChoice::Auto, app, drain).await.map_err(|error| Refusal::failed(&error))?;
         setup::sweep_leftovers(&*chosen.isolation, app).await.map_err(|error| Refusal::failed(&error.message))
     });
     swept.map_err(|error| Refusal::failed(&error.message))?.map(drop)

@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 use self::fence::ScopeFence;
 use self::group::{Group, Mounts};
 use self::properties::{Common, Member};
-use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
+use super::{Drain, Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
 use crate::systemd::dbus::{Bus, BusError, Which};
 
 /// `PIDFDs` came with this version.
@@ -51,7 +51,7 @@ impl ScopeIsolation {
     ///
     /// # Errors
     /// Why not, as a fragment of a sentence.
-    pub async fn probe(app: &str, graceful: Duration) -> Result<Self, String> {
+    pub async fn probe(app: &str, drain: Drain) -> Result<Self, String> {
         if !sd_notify::booted().unwrap_or(false) {
             return Err("systemd is not running".to_owned());
         }
@@ -71,10 +71,10 @@ impl ScopeIsolation {
         if !controllers.split_ascii_whitespace().any(|controller| controller == "memory") {
             return Err(format!("{name} has no memory controller"));
         }
-        Ok(Self::new(bus, mounts, which, version, &root, app, graceful))
+        Ok(Self::new(bus, mounts, which, version, &root, app, drain))
     }
 
-    fn new(bus: Bus, mounts: Mounts, which: Which, version: String, root: &str, app: &str, graceful: Duration) -> Self {
+    fn new(bus: Bus, mounts: Mounts, which: Which, version: String, root: &str, app: &str, drain: Drain) -> Self {
         let slice = name::slice(app);
         Self {
             bus: Rc::new(bus),
@@ -83,7 +83,7 @@ impl ScopeIsolation {
             above: format!("{}/paddock.slice/{slice}", root.trim_end_matches('/')),
             by_pidfd: Cell::new(version_number(&version) >= PIDFDS_SINCE),
             version,
-            common: Common { app: app.to_owned(), slice, graceful },
+            common: Common { app: app.to_owned(), slice, drain },
             without: RefCell::default(),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zbus::{Fd, Variant};
 
-use super::super::FenceLimits;
+use super::super::{Drain, FenceLimits};
 use crate::systemd::dbus::Property;
 
 /// systemd's `infinity` for sizes and counts.
@@ -27,7 +27,7 @@ pub(super) enum Member {
 pub(super) struct Common {
     pub(super) app: String,
     pub(super) slice: String,
-    pub(super) graceful: Duration,
+    pub(super) drain: Drain,
 }
 
 /// Properties that an older systemd may refuse, and without which a worker is still fenced.
@@ -46,7 +46,7 @@ pub(super) fn all<'a>(
     limits: &FenceLimits,
     without: &BTreeSet<&'static str>,
 ) -> Vec<Property<'a>> {
-    let stop = common.graceful.saturating_add(AFTER_GRACEFUL);
+    let stop = common.drain.graceful.saturating_add(AFTER_GRACEFUL);
     let stop = u64::try_from(stop.as_micros()).unwrap_or(INFINITY);
     let mut properties: Vec<Property<'a>> = vec![
         ("Description", format!("worker of {} in slot {slot}", common.app).into()),
@@ -62,8 +62,9 @@ pub(super) fn all<'a>(
         ("TasksAccounting", true.into()),
         // The whole worker or nothing of it.
         ("OOMPolicy", "kill".into()),
-        // When somebody else stops the scope, at shutdown above all: TERM to all, and time to drain.
+        // When somebody else stops the scope, at shutdown above all: the drain signal to all, and time to drain.
         ("KillMode", "control-group".into()),
+        ("KillSignal", common.drain.signal.0.into()),
         ("SendSIGKILL", true.into()),
         ("TimeoutStopUSec", stop.into()),
     ];
@@ -109,12 +110,15 @@ pub(super) fn memory_high(edge: Option<u64>) -> [Property<'static>; 1] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::Signal;
 
     const LIMITS: FenceLimits =
         FenceLimits { memory_max: Some(64 << 20), swap_max: Some(0), tasks_max: None, cpu_weight: None };
 
+    const DRAIN: Drain = Drain { signal: Signal(3), graceful: Duration::from_secs(30) };
+
     fn common() -> Common {
-        Common { app: "shop".into(), slice: "paddock-shop.slice".into(), graceful: Duration::from_secs(30) }
+        Common { app: "shop".into(), slice: "paddock-shop.slice".into(), drain: DRAIN }
     }
 
     #[test]
@@ -134,6 +138,7 @@ mod tests {
                 "TasksAccounting b true",
                 "OOMPolicy s \"kill\"",
                 "KillMode s \"control-group\"",
+                "KillSignal i 3",
                 "SendSIGKILL b true",
                 "TimeoutStopUSec t uint64 40000000",
                 "MemoryMax t uint64 67108864",
@@ -149,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_drain_without_end_has_a_stop_without_end() {
-        let common = Common { graceful: Duration::MAX, ..common() };
+        let common = Common { drain: Drain { graceful: Duration::MAX, ..DRAIN }, ..common() };
         let all = all(&common, 0, Member::Pid(42), &LIMITS, &BTreeSet::new());
         assert!(all.contains(&("TimeoutStopUSec", Variant::U64(u64::MAX))));
     }

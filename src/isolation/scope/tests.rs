@@ -245,8 +245,7 @@ impl Fake {
             })
         })
         .with_job_limit(Duration::from_millis(300));
-        let isolation =
-            ScopeIsolation::new(bus, mounts, Which::System, version.to_owned(), "", "my", Duration::from_secs(30));
+        let isolation = ScopeIsolation::new(bus, mounts, Which::System, version.to_owned(), "", "my", DRAIN);
         Self { world, isolation }
     }
 
@@ -289,6 +288,7 @@ impl Drop for Fake {
     }
 }
 
+const DRAIN: Drain = Drain { signal: crate::config::model::Signal(15), graceful: Duration::from_secs(30) };
 const FIRST: &str = "paddock-my-3-1f.scope";
 const SECOND: &str = "paddock-my-3-1f.1.scope";
 
