@@ -1,6 +1,7 @@
 //! Fences: one trait, one file for each mode.
 
 pub mod cgroup;
+pub mod fake;
 pub mod none;
 pub mod proc;
 pub mod scope;

@@ -29,6 +29,9 @@ pub const MARKER: &str = "PADDOCK_WORKER";
 /// How often memory is looked at while an edge is armed.
 const SAMPLE: Duration = Duration::from_secs(1);
 
+/// Of so many senders it is remembered that they were inside; a look at the whole tree forgets those that are gone.
+const MOST_KNOWN: usize = 1024;
+
 /// The value of [`MARKER`] for a worker: no other life of any worker has the same.
 pub fn marker(name: &FenceName) -> String {
     format!("{}-{}-{}", name.app, name.slot, name.unique)
@@ -165,7 +168,8 @@ impl NoFence {
         Ok(found)
     }
 
-    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more.
+    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more. Returns pidfds of
+    /// some that were signalled.
     fn kill_all(&self) -> io::Result<Vec<rustix::fd::OwnedFd>> {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
@@ -186,7 +190,10 @@ impl NoFence {
                 };
                 // Between the look and the pidfd the number may have gone to somebody else.
                 let same = proc::stat(pid).is_ok_and(|now| now.start_time == stat.start_time);
-                if same && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok() {
+                if same
+                    && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+                    && signalled.len() < proc::MOST_AWAITED
+                {
                     signalled.push(pidfd);
                 }
             }
@@ -265,7 +272,10 @@ impl Fence for NoFence {
         let Some(stat) = look(pid) else { return false };
         let inside = self.is_member(pid, &stat, &look);
         if inside {
-            self.known.borrow_mut().insert(pid, stat.start_time);
+            let mut known = self.known.borrow_mut();
+            if known.len() < MOST_KNOWN {
+                known.insert(pid, stat.start_time);
+            }
         }
         inside
     }

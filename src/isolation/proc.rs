@@ -12,6 +12,9 @@ use rustix::process::Pid;
 /// No file that is read here is longer than this, unless somebody wants to fill our memory.
 const LONGEST: u64 = 1 << 20;
 
+/// The ends of so many processes are awaited at a time, whatever a tree's size: each costs a file descriptor.
+pub(super) const MOST_AWAITED: usize = 64;
+
 /// Read a whole small file; what is beyond a mebibyte is cut off.
 ///
 /// # Errors

@@ -118,7 +118,7 @@ impl Group {
     }
 
     /// SIGKILL to each that is listed, until nobody new appears. `inside` looks again once a pidfd is held, so that a
-    /// number that meanwhile belongs to somebody else is left alone. Returns the pidfds of those that were signalled.
+    /// number that meanwhile belongs to somebody else is left alone. Returns pidfds of some that were signalled.
     pub(super) fn kill_each(&self, inside: impl Fn(Pid) -> bool) -> Vec<OwnedFd> {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
@@ -133,7 +133,10 @@ impl Group {
                 let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
                     continue;
                 };
-                if inside(pid) && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok() {
+                if inside(pid)
+                    && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+                    && signalled.len() < proc::MOST_AWAITED
+                {
                     signalled.push(pidfd);
                 }
             }

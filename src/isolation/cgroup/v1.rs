@@ -1,6 +1,9 @@
 //! cgroup v1: a group in the memory hierarchy, and a twin in a mounted v2 tree for killing and for knowing when it is
 //! empty. The twin needs no controllers.
 //!
+//! The count of OOM kills is the group's own: groups that a privileged worker makes below it keep theirs. An OOM kill by
+//! the whole machine's killer is counted but not announced: it is seen when the first process dies, not before.
+//!
 //! Sources: the kernel's `admin-guide/cgroup-v1/memory.rst` and `mm/memcontrol-v1.c`.
 
 use std::cell::RefCell;
@@ -505,5 +508,48 @@ mod tests {
         file("memory.stat", "cache 900\n");
         assert!(reading(&dir).is_err());
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// The v1 hierarchy of this machine, without its v2 tree; none where groups cannot be made.
+    fn without_twin(test: &str) -> Option<V1> {
+        let found =
+            super::super::hierarchy::own().map_err(|error| error.to_string()).and_then(|homes| V1::probe(&homes));
+        match found {
+            Ok(v1) => Some(V1 { unified: None, ..v1 }),
+            Err(reason) => {
+                let line = format!("SKIPPED {test}: no cgroup v1 here: {reason}\n");
+                io::Write::write_all(&mut io::stderr(), line.as_bytes()).unwrap();
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_twin_a_tree_is_killed_one_by_one() {
+        let Some(v1) = without_twin("one by one") else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let script = "read go; for i in $(seq 90); do (setsid sleep 30 &); done; echo up; sleep 30";
+            let mut child = std::process::Command::new("sh")
+                .args(["-c", script])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let name = FenceName { app: format!("twinless-{}", std::process::id()), slot: 1, unique: "1".to_owned() };
+            let fence = v1.enclose(&name, Pid::from_child(&child), &FenceLimits::default()).unwrap();
+            let group = Group::below(&v1.memory, &name::of(&name));
+            drop(child.stdin.take());
+            // The shell and its output are inside until everybody is started.
+            let mut output = child.stdout.take().unwrap();
+            io::Read::read_exact(&mut output, &mut [0; 3]).unwrap();
+            assert!(group.processes().len() > 90);
+            let swept = tokio::time::timeout(Duration::from_secs(30), fence.sweep()).await;
+            swept.unwrap().unwrap();
+            assert!(!group.dir.exists());
+            // Whoever lived would hold the pipe open.
+            io::Read::read_to_end(&mut output, &mut Vec::new()).unwrap();
+            assert!(!child.wait().unwrap().success());
+        });
     }
 }
