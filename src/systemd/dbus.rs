@@ -1,7 +1,7 @@
 //! systemd's manager over D-Bus: `org.freedesktop.systemd1(5)`.
 //!
 //! One connection, made when it is needed and made again after it was lost; the units do not care. At most
-//! [`IN_FLIGHT`] calls are under way, each with a time limit.
+//! [`IN_FLIGHT`] calls and as many jobs are under way, each with a time limit.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -14,7 +14,8 @@ use zbus::names::{InterfaceName, OwnedUniqueName};
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant, fdo};
 
-/// dbus-daemon refuses a connection's 129th unanswered call (`max_replies_per_connection`).
+/// dbus-daemon refuses a connection's 129th unanswered call (`max_replies_per_connection`) and its 513th match rule
+/// (`max_match_rules_per_connection`), of which a job has one.
 const IN_FLIGHT: usize = 64;
 /// systemd answers in milliseconds; a manager that is busy with a thousand units takes seconds.
 const CALL: Duration = Duration::from_secs(25);
@@ -137,6 +138,7 @@ pub struct Bus {
     connect: Box<dyn Fn() -> Connecting>,
     connection: Mutex<Option<Connection>>,
     calls: Semaphore,
+    jobs: Semaphore,
     job_limit: Duration,
 }
 
@@ -158,6 +160,7 @@ impl Bus {
             connect: Box::new(connect),
             connection: Mutex::new(None),
             calls: Semaphore::new(IN_FLIGHT),
+            jobs: Semaphore::new(IN_FLIGHT),
             job_limit: JOB,
         }
     }
@@ -242,8 +245,9 @@ impl Bus {
     where
         B: serde::Serialize + zbus::DynamicType,
     {
-        let mut removed = jobs_of(connection, unit).await?;
+        let _job = self.jobs.acquire().await;
         let permit = self.calls.acquire().await;
+        let mut removed = jobs_of(connection, unit).await?;
         let reply = connection
             .call_method(Some(SYSTEMD), MANAGER_PATH, Some("org.freedesktop.systemd1.Manager"), method, body)
             .await?;
