@@ -1,6 +1,7 @@
 //! What a dead manager left is found and stopped, and nothing else.
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -32,12 +33,16 @@ impl Drop for Group {
 
 /// A shell that says on its standard output when it is ready, waited for until then.
 fn shell(script: &str, directory: &Path, variable: &str) -> Group {
+    shell_with(script, directory, variable, Stdio::null())
+}
+
+fn shell_with(script: &str, directory: &Path, variable: &str, stderr: Stdio) -> Group {
     let mut child = Command::new("sh")
         .args(["-c", script])
         .env(variable, directory.join("3.notify"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(stderr)
         .process_group(0)
         .spawn()
         .map(Group)
@@ -54,7 +59,7 @@ fn marks(directory: &Path) -> Marks {
 }
 
 fn pids(directory: &Path) -> Vec<i32> {
-    marked(&marks(directory)).unwrap().iter().map(|process| process.pid).collect()
+    marked(&marks(directory), &mut BTreeSet::new()).unwrap().iter().map(|process| process.pid).collect()
 }
 
 fn pid(child: &Group) -> i32 {
@@ -64,9 +69,11 @@ fn pid(child: &Group) -> i32 {
 #[test]
 fn workers_end_when_asked_and_what_they_leave_is_killed() {
     let directory = scratch("ends");
+    // The descriptor that the child inherits says when it is gone.
+    let (alive, held) = std::io::pipe().unwrap();
     // Its child bears no marks of its own, ignores TERM and outlives it.
     let script = "trap 'exit 7' TERM; (trap '' TERM; exec env -i sh -c 'echo ready; exec sleep 100') & wait";
-    let mut polite = shell(script, &directory, "NOTIFY_SOCKET");
+    let mut polite = shell_with(script, &directory, "NOTIFY_SOCKET", held.into());
     let mut stubborn =
         shell("trap '' TERM; echo ready; while :; do sleep 100; done", &directory, "MEMORY_PRESSURE_WATCH");
     // Another app's directory, whose name begins alike; and a variable of another name.
@@ -83,6 +90,8 @@ fn workers_end_when_asked_and_what_they_leave_is_killed() {
     assert_eq!(polite.0.wait().unwrap().code(), Some(7), "it was asked, not killed");
     assert_eq!(stubborn.0.wait().unwrap().signal(), Some(9));
     assert_eq!(pids(&directory), Vec::<i32>::new());
+    let mut fds = [rustix::event::PollFd::new(&alive, rustix::event::PollFlags::empty())];
+    assert_eq!(rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())), Ok(1), "its child lives on");
     for child in [&mut stranger, &mut other] {
         assert_eq!(child.0.try_wait().unwrap(), None, "a stranger was stopped");
     }

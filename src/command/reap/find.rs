@@ -91,11 +91,19 @@ pub struct Process {
     session: i32,
 }
 
-/// Every living process that bears the marks, but for this one.
+impl Process {
+    /// What no other process has.
+    fn name(&self) -> (i32, u64) {
+        (self.pid, self.start_time)
+    }
+}
+
+/// Every living process that bears the marks, but for this one. Those in `known` count, and all that are found are added
+/// to it: whoever was found because of its parent is still to be found when the parent is dead.
 ///
 /// # Errors
 /// What reading `/proc` says. A process that ends meanwhile is no error.
-pub fn marked(marks: &Marks) -> io::Result<Vec<Process>> {
+pub fn marked(marks: &Marks, known: &mut BTreeSet<(i32, u64)>) -> io::Result<Vec<Process>> {
     let own = rustix::process::getpid();
     let mut others = Vec::new();
     let mut found = Vec::new();
@@ -108,7 +116,11 @@ pub fn marked(marks: &Marks) -> io::Result<Vec<Process>> {
         let process =
             Process { pid: pid.as_raw_pid(), start_time: stat.start_time, parent: stat.parent, session: stat.session };
         let groups: Vec<String> = proc::memberships(pid).unwrap_or_default().into_iter().map(|at| at.path).collect();
-        if groups.iter().any(|group| marks.is_slice(group)) || environment_says(pid, marks) || files_say(pid, marks) {
+        if known.contains(&process.name())
+            || groups.iter().any(|group| marks.is_slice(group))
+            || environment_says(pid, marks)
+            || files_say(pid, marks)
+        {
             fences.extend(groups.iter().filter_map(|group| marks.fence_in(group)).map(str::to_owned));
             found.push(process);
         } else {
@@ -128,6 +140,7 @@ pub fn marked(marks: &Marks) -> io::Result<Vec<Process>> {
         others = rest;
     }
     found.sort();
+    known.extend(found.iter().map(Process::name));
     Ok(found)
 }
 

@@ -1,5 +1,6 @@
 //! `paddock reap APP`: stop the workers that a dead manager left behind.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -120,20 +121,21 @@ pub struct Outcome {
 /// What reading `/proc`, opening pidfds or signalling says.
 pub fn stop(marks: &Marks, graceful: Duration) -> io::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let found = find::marked(marks)?;
+    let mut known = BTreeSet::new();
+    let found = find::marked(marks, &mut known)?;
     let first = found.iter().filter(|process| !found.iter().any(|other| other.pid == process.parent));
     let asked = signal(first, Signal::TERM)?;
     let late = wait(&asked, graceful)?;
     outcome.ended = asked.len() - late;
     for _ in 0..ROUNDS {
-        let found = find::marked(marks)?;
+        let found = find::marked(marks, &mut known)?;
         if found.is_empty() {
             return Ok(outcome);
         }
         let killed = signal(found.iter(), Signal::KILL)?;
         outcome.killed += killed.len() - wait(&killed, GONE)?;
     }
-    outcome.stuck = find::marked(marks)?.iter().filter_map(|process| Pid::from_raw(process.pid)).collect();
+    outcome.stuck = find::marked(marks, &mut known)?.iter().filter_map(|process| Pid::from_raw(process.pid)).collect();
     Ok(outcome)
 }
 
