@@ -34,9 +34,7 @@ fn scopes() {
         assert!(seen.insert(scope));
     }
     assert_eq!(service.scopes().into_iter().collect::<BTreeSet<_>>(), seen, "no other scope");
-    let path = service.socket_path();
     service.stop();
-    assert!(!path.exists(), "systemd took its socket away when the test stopped the socket unit");
 }
 
 fn start_waits() {

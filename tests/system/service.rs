@@ -1,5 +1,6 @@
 //! An app as a systemd service: unit files, configuration, `systemctl`, journal.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,15 +33,17 @@ pub(crate) fn shipped_unit(name: &str) -> String {
 }
 
 /// Puts the shipped system units in place, once for this process.
-fn install() {
+pub(crate) fn install() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
         let target = Path::new("/run/systemd/system");
         fs::create_dir_all(target).expect("a directory for units");
-        for entry in fs::read_dir(shipped_units()).expect("the shipped units").flatten() {
-            let name = entry.file_name().into_string().expect("a unit's name");
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) && name.starts_with("paddock") {
-                fs::write(target.join(&name), shipped_unit(&name)).expect("the unit is installed");
+        for folder in ["", "delegated/"] {
+            for entry in fs::read_dir(shipped_units().join(folder)).expect("the shipped units").flatten() {
+                let name = entry.file_name().into_string().expect("a unit's name");
+                if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                    fs::write(target.join(&name), shipped_unit(&format!("{folder}{name}"))).expect("it is installed");
+                }
             }
         }
         systemctl_ok(&["daemon-reload"]);
@@ -97,6 +100,8 @@ pub(crate) struct Service {
     pub(crate) app: App,
     pub(crate) unit: String,
     socket_unit: String,
+    /// Whether systemd was asked to hold the app's socket.
+    holds_socket: Cell<bool>,
     /// The journal's entries of this app, as they come.
     pub(crate) log: Log,
     journal: Child,
@@ -110,6 +115,7 @@ impl Service {
         let service = Self {
             unit: format!("paddock@{}.service", app.name),
             socket_unit: format!("paddock@{}.socket", app.name),
+            holds_socket: Cell::new(false),
             log: Log::default(),
             journal: follow_journal(&app.name),
             app,
@@ -125,6 +131,7 @@ impl Service {
     pub(crate) fn start(app: App, workers: usize) -> Self {
         let service = Self::install(app);
         systemctl_ok(&["start", &service.socket_unit]);
+        service.holds_socket.set(true);
         service.start_service();
         service.wait_ready(workers);
         service
@@ -207,6 +214,8 @@ impl Service {
     pub(crate) fn stop(self) {
         systemctl_ok(&["stop", &self.unit]);
         assert_eq!(property(&self.unit, "Result"), "success");
+        let path = self.socket_path();
+        assert_eq!(path.exists(), self.holds_socket.get(), "the path that systemd owns: {}", path.display());
         assert_eq!(self.left(), BTreeSet::new(), "processes left behind");
         assert_eq!(self.scopes(), Vec::<String>::new(), "units left loaded");
     }

@@ -5,9 +5,10 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::service::{PATIENCE, is_ready, shipped_unit, systemctl_ok, unique_name, wait_status};
+use crate::service::{PATIENCE, install, is_ready, shipped_unit, systemctl_ok, unique_name, wait_status};
 use crate::support::cgroup;
-use crate::support::manager::{App, Dir, paddock, run_within};
+use crate::support::http::{self, Target};
+use crate::support::manager::{App, Dir, run_within};
 use crate::support::suite::{Mode, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -85,31 +86,32 @@ fn user_mode() {
     user_systemctl(&["stop", &unit]);
 }
 
-/// `Delegate=yes` for a user: groups below the service's own, no D-Bus, no root.
+/// The shipped delegated unit: groups below the service's own, no D-Bus, no root.
 fn delegated() {
+    install();
     let (uid, gid, _) = id_of(USER);
-    let app = app_of_user(Mode::Cgroup, uid, gid).set("workers", 2);
-    let unit = format!("{}.service", app.name);
-    let config = app.dir.path().join(format!("{}.toml", app.name));
-    write_for(&config, &app.config_text(), uid, gid, app.dir.path());
-    let runtime = app.dir.path().join("run");
-    give(&runtime, uid, gid);
-    let mut command = Command::new("systemd-run");
-    command.arg(format!("--unit={unit}")).arg(format!("--uid={USER}"));
-    command.args(["--property=Type=notify", "--property=Delegate=yes", "--property=KillMode=mixed", "--collect"]);
-    command.arg(paddock()).arg("run").arg(&config).arg("--runtime-directory").arg(&runtime);
-    let output = run_within(PATIENCE, &mut command);
-    assert!(output.status.success(), "{output:?}");
-    let control = runtime.join("control");
+    let app = app_of_user(Mode::Cgroup, uid, gid).named(USER).set("workers", 2);
+    fs::create_dir_all("/etc/paddock").expect("a directory for configurations");
+    let config = PathBuf::from(format!("/etc/paddock/{USER}.toml"));
+    fs::write(&config, app.config_text()).expect("the configuration is written");
+    let units = [format!("paddock-delegated@{USER}.socket"), format!("paddock-delegated@{USER}.service")];
+    let [socket, unit] = &units;
+    systemctl_ok(&["start", socket]);
+    systemctl_ok(&["start", unit]);
+    let control = PathBuf::from(format!("/run/paddock/{USER}/control"));
     let status = wait_status(&control, "two ready workers", is_ready(2));
     assert_eq!(status.isolation(), "cgroup");
     let victim = *status.ready_pids().first().unwrap();
     let group = cgroup::memory_group_of(victim).expect("a group");
-    assert!(group.to_string_lossy().contains(&unit), "below the service's own group: {}", group.display());
-    let direct = crate::support::http::Target::Unix(app.dir.path().join(format!("direct-{victim}.sock")));
-    let _lost = crate::support::http::get_within(&direct, "/leak?mb=128", PATIENCE);
+    assert!(group.to_string_lossy().contains(unit), "below the service's own group: {}", group.display());
+    assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap().trim(), (64 << 20).to_string());
+    let direct = Target::Unix(app.dir.path().join(format!("direct-{victim}.sock")));
+    let _lost = http::get_within(&direct, "/leak?mb=128", PATIENCE);
     let status = wait_status(&control, "an OOM kill with its name", |status| status.restarts("oom-kill") == 1);
     assert_eq!(status.restarts("signal"), 0);
-    wait_status(&control, "two ready workers again", is_ready(2));
-    systemctl_ok(&["stop", &unit]);
+    let before = wait_status(&control, "two ready workers again", is_ready(2)).ready_pids();
+    systemctl_ok(&["reload", unit]);
+    assert!(wait_status(&control, "the roll is over", is_ready(2)).ready_pids().is_disjoint(&before));
+    systemctl_ok(&["stop", unit, socket]);
+    let _removed = fs::remove_file(config);
 }
