@@ -15,6 +15,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
 use self::fence::ScopeFence;
@@ -104,6 +105,25 @@ impl ScopeIsolation {
     }
 
     async fn open(&self, name: &FenceName, gate: Pid, limits: &FenceLimits) -> Result<ScopeFence, FenceError> {
+        let mut made = Vec::new();
+        let result = self.try_open(name, gate, limits, &mut made).await;
+        // systemd keeps a scope that no process ever was in until somebody stops it.
+        for unit in made {
+            if let Err(error) = self.bus.stop(&unit).await.and(self.bus.reset_failed(&unit).await) {
+                tracing::warn!(unit, "left behind: {error}");
+            }
+        }
+        result
+    }
+
+    /// Tries until the process is inside with its limits in force; notes the scopes that did not do.
+    async fn try_open(
+        &self,
+        name: &FenceName,
+        gate: Pid,
+        limits: &FenceLimits,
+        made: &mut Vec<String>,
+    ) -> Result<ScopeFence, FenceError> {
         let mut pause = CROWDED;
         let mut last = None;
         for attempt in 0..ATTEMPTS {
@@ -125,8 +145,15 @@ impl ScopeIsolation {
                     // systemd up to 257 could call a scope dead while its process lived
                     // (systemd issue 36781): under a new name it is made anew, and the process moves over.
                     Err(problem) => {
-                        tracing::info!(unit, "tried again under another name: {problem}");
+                        let over = has_ended(gate);
+                        if !over {
+                            tracing::info!(unit, "tried again under another name: {problem}");
+                        }
+                        made.push(unit.clone());
                         last = Some(failed(problem.into()));
+                        if over {
+                            break;
+                        }
                     }
                 },
                 Err(BusError::Property(text)) => match properties::refused(&text) {
@@ -221,6 +248,13 @@ impl Isolation for ScopeIsolation {
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
         Box::pin(self.left_by_others(app))
     }
+}
+
+/// Whether the process is over: killed by whoever has given it up.
+fn has_ended(process: Pid) -> bool {
+    let Ok(pidfd) = pidfd_open(process, PidfdFlags::empty()) else { return true };
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 const fn manager_name(which: Which) -> &'static str {

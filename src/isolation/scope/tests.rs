@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use rustix::process::getpid;
+use rustix::process::{WaitId, WaitIdOptions, getpid};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::super::DeathFacts;
@@ -375,6 +375,20 @@ async fn a_start_that_is_given_up_leaves_no_unit_loaded() {
     assert!(tokio::time::timeout(Duration::from_millis(100), given_up).await.is_err());
     assert_eq!(fake.tried(), [FIRST]);
     fake.until_reset(FIRST).await;
+}
+
+#[tokio::test]
+async fn a_process_that_has_ended_is_not_tried_again_and_its_unit_is_stopped() {
+    let fake = Fake::new("ended", "257", &[]);
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+    let name = FenceName { app: "my".into(), slot: 3, unique: "1f".into() };
+    assert!(fake.isolation.enclose(&name, pid, &LIMITS).await.is_err());
+    assert_eq!(fake.tried(), [FIRST]);
+    assert_eq!(fake.asked("StopUnit").len(), 1);
+    fake.until_reset(FIRST).await;
+    child.wait().unwrap();
 }
 
 #[tokio::test]
