@@ -303,6 +303,11 @@ impl Manager {
     }
 
     fn ignore_stranger(&self, worker: &Worker, sender: Option<i32>) {
+        let own = worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get());
+        if sender == own {
+            // The worker's own farewell, read after its end: an ordinary thing, nobody has to do anything about it.
+            return;
+        }
         if worker.stranger_logged.replace(true) {
             return;
         }
