@@ -233,7 +233,8 @@ fn b22_death_in_roll(mode: Mode) {
         .wait_after(mark, SOON, "its replacement", |line| line.is("worker-starting") && line.slot() == Some(3));
     let delay = replaced.at.saturating_duration_since(died.at);
     assert!(delay < Duration::from_millis(700), "replaced {delay:?} after its death, not when the canary was ready");
-    manager.log.wait(SOON, "the end of the roll", |line| line.is("reload-done"));
+    let done = manager.log.wait(SOON, "the end of the roll", |line| line.is("reload-done"));
+    assert!(replaced.at < done.at, "the dead worker waited for the end of the roll");
     assert!(manager.wait_ready(4).workers().iter().all(|worker| worker.generation() == Some(2)));
     manager.stop();
 }

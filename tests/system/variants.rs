@@ -42,7 +42,8 @@ fn write_for(path: &Path, text: &str, uid: u32, gid: u32, home: &Path) {
 }
 
 fn app_of_user(mode: Mode, uid: u32, gid: u32) -> App {
-    let mut app = App::new_in(mode, Dir::create_in(Path::new("/run"))).sockets(Vec::new()).named(&unique_name("u"));
+    let mut app =
+        App::new_in(Mode::Scope, Dir::create_in(Path::new("/run"))).sockets(Vec::new()).named(&unique_name("u"));
     give(app.dir.path(), uid, gid);
     app.put("isolation", mode.key());
     app.put("log.format", "auto");
