@@ -69,6 +69,9 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             source: Source { invocation, above: fenced.above, running: config },
             seed: setup::seed()?,
             listener: Some(listener(Rc::clone(&outcome))),
+            state_file: None,
+            inherited: None,
+            strays: Vec::new(),
         })
         .await
         .map_err(Refusal::of_machine)?;

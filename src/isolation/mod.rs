@@ -43,7 +43,7 @@ impl std::fmt::Display for Mode {
 }
 
 /// Limits of one worker; unset: the system's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FenceLimits {
     /// `memory.max`, bytes.
     pub memory_max: Option<u64>,

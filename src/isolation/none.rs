@@ -37,6 +37,13 @@ pub fn marker(name: &FenceName) -> String {
     format!("{}-{}-{}", name.app, name.slot, name.unique)
 }
 
+/// Whose marker it is; an app's name may have dashes, the rest has none.
+fn parse_marker(marker: &str) -> Option<FenceName> {
+    let mut parts = marker.rsplitn(3, '-');
+    let (unique, slot, app) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(FenceName { app: app.to_owned(), slot: slot.parse().ok()?, unique: unique.to_owned() })
+}
+
 /// No fences.
 pub struct NoneIsolation {
     /// First processes of the workers that have not been swept.
@@ -59,9 +66,27 @@ impl Isolation for NoneIsolation {
         Mode::None
     }
 
-    fn leftovers<'a>(&'a self, _app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
-        // Without fences there is no register of what a dead manager had started.
-        Box::pin(async { Ok(Vec::new()) })
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+        Box::pin(async move {
+            let failed =
+                |error: io::Error| FenceError { what: "looking at processes".to_owned(), source: error.into() };
+            // The oldest process with a marker is the worker's first: every other one inherited it later.
+            let mut first: HashMap<String, (u64, Pid)> = HashMap::new();
+            for pid in proc::all().map_err(failed)? {
+                let Some(marker) = proc::variable(pid, MARKER) else { continue };
+                let Ok(stat) = proc::stat(pid) else { continue };
+                let found = (stat.start_time, pid);
+                let oldest = first.entry(marker).or_insert(found);
+                if found.0 < oldest.0 {
+                    *oldest = found;
+                }
+            }
+            let leftovers = first.into_iter().filter_map(|(marker, (started, leader))| {
+                let name = parse_marker(&marker).filter(|name| name.app == app)?;
+                Some(Leftover { name, fence: self.fence(leader, started, marker, None) })
+            });
+            Ok(leftovers.collect())
+        })
     }
 
     fn enclose<'a>(
@@ -75,18 +100,24 @@ impl Isolation for NoneIsolation {
                 what: format!("looking at process {}", gate.as_raw_pid()),
                 source: error.into(),
             })?;
-            self.leaders.borrow_mut().insert(gate);
-            Ok(Rc::new(NoFence {
-                leader: gate,
-                started: first.start_time,
-                marker: marker(name),
-                limit: Cell::new(limits.memory_max),
-                known: RefCell::new(HashMap::from([(gate, first.start_time)])),
-                leaders: Rc::clone(&self.leaders),
-                edge: Cell::new(None),
-                changed: Notify::new(),
-                last: Cell::new(None),
-            }) as Rc<dyn Fence>)
+            Ok(self.fence(gate, first.start_time, marker(name), limits.memory_max))
+        })
+    }
+}
+
+impl NoneIsolation {
+    fn fence(&self, leader: Pid, started: u64, marker: String, limit: Option<u64>) -> Rc<dyn Fence> {
+        self.leaders.borrow_mut().insert(leader);
+        Rc::new(NoFence {
+            leader,
+            started,
+            marker,
+            limit: Cell::new(limit),
+            known: RefCell::new(HashMap::from([(leader, started)])),
+            leaders: Rc::clone(&self.leaders),
+            edge: Cell::new(None),
+            changed: Notify::new(),
+            last: Cell::new(None),
         })
     }
 }

@@ -112,6 +112,16 @@ pub fn all() -> io::Result<Vec<Pid>> {
     Ok(pids)
 }
 
+/// The value of a variable in the environment that a process was started with; none also when we may not look, or it is
+/// no text.
+pub fn variable(pid: Pid, name: &str) -> Option<String> {
+    let text = read_bounded(Path::new(&format!("/proc/{}/environ", pid.as_raw_pid()))).ok()?;
+    let value = text
+        .split(|&byte| byte == 0)
+        .find_map(|variable| variable.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")))?;
+    String::from_utf8(value.to_vec()).ok()
+}
+
 /// Whether a process was started with this variable in its environment, and has not overwritten it since. False also
 /// when we may not look.
 pub fn started_with(pid: Pid, name: &str, value: &str) -> bool {

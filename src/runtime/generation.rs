@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::machine::Machine;
 use crate::config::model::Config;
 use crate::config::{self, Invocation, Loaded};
@@ -13,7 +15,7 @@ use crate::worker::account::{self, Account};
 use crate::worker::environment;
 
 /// All that starting a worker of one configuration needs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prepared {
     /// What was written.
     pub config: Config,
@@ -26,6 +28,7 @@ pub struct Prepared {
     /// Who workers become.
     pub account: Option<Account>,
     /// What is the same in every worker's environment.
+    #[serde(with = "pairs")]
     pub environment: BTreeMap<OsString, OsString>,
 }
 
@@ -102,4 +105,20 @@ pub fn prepare(loaded: &Loaded, above: Option<&str>) -> Result<Prepared, Problem
         account,
         environment,
     })
+}
+
+/// A map whose keys are no text: JSON wants pairs.
+mod pairs {
+    use std::collections::BTreeMap;
+    use std::ffi::OsString;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<OsString, OsString>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<OsString, OsString>, D::Error> {
+        Ok(Vec::<(OsString, OsString)>::deserialize(from)?.into_iter().collect())
+    }
 }

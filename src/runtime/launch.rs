@@ -23,17 +23,16 @@ pub async fn launch(
     prepared: &Prepared,
     isolation: &dyn Isolation,
     listeners: &Listeners,
-    unique: String,
     to_journal: bool,
 ) -> Result<u32, String> {
     let gate = Gate::spawn().map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
-    let result = enclose_and_release(worker, prepared, isolation, listeners, unique, to_journal, &gate).await;
+    let result = enclose_and_release(worker, prepared, isolation, listeners, to_journal, &gate).await;
     match result {
         Ok(()) => {
             worker.started.set(true);
-            Ok(process.pid().as_raw_nonzero().get().unsigned_abs())
+            Ok(process.id())
         }
         Err(reason) => {
             // Ends at once: nobody else knows this process, and a gate holds nothing.
@@ -55,12 +54,11 @@ async fn enclose_and_release(
     prepared: &Prepared,
     isolation: &dyn Isolation,
     listeners: &Listeners,
-    unique: String,
     to_journal: bool,
     gate: &Gate,
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
-    let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique };
+    let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
     let fence = isolation
         .enclose(&name, gate.process.pid(), &prepared.limits)
         .await

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use crate::config::model::{BindAddress, Listen};
+use crate::config::model::{Bind, BindAddress, Listen};
 use crate::systemd::activation::{Inherited, InheritedSocket, LocalAddress, SocketKind};
 use crate::worker::account::{self, AccountError};
 use crate::worker::order::SOCKETS_MAX;
@@ -18,6 +18,7 @@ use crate::worker::order::SOCKETS_MAX;
 #[derive(Debug, Default)]
 pub struct Listeners {
     sockets: Vec<InheritedSocket>,
+    passed_in: usize,
     own_paths: Vec<OwnPath>,
 }
 
@@ -74,17 +75,25 @@ pub enum ListenError {
 }
 
 impl Listeners {
-    /// Take what was passed in and bind what is configured, but for addresses that were passed in already.
+    /// Take what was passed in and bind what is configured, but for addresses that were passed in already. `kept` are
+    /// sockets that an earlier manager had bound: what is at a configured address is used instead of a new one.
     ///
     /// # Errors
     /// See [`ListenError`].
-    pub fn open(inherited: Inherited, listen: &Listen) -> Result<Self, ListenError> {
+    pub fn open(inherited: Inherited, listen: &Listen, kept: Vec<OwnedFd>) -> Result<Self, ListenError> {
+        let mut kept: Vec<InheritedSocket> =
+            kept.into_iter().map(|fd| InheritedSocket::describe(String::new(), fd)).collect();
         if let (Some(pid), true) = (inherited.meant_for, listen.bind.is_empty()) {
             return Err(ListenError::MeantForAnother { pid });
         }
-        let mut listeners = Self { sockets: inherited.sockets, own_paths: Vec::new() };
+        let passed_in = inherited.sockets.len();
+        let mut listeners = Self { sockets: inherited.sockets, passed_in, own_paths: Vec::new() };
         for bind in &listen.bind {
             if listeners.has(&bind.address) {
+                continue;
+            }
+            if let Some(index) = kept.iter().position(|socket| socket.listening && is_bound_to(socket, &bind.address)) {
+                listeners.take_over(kept.swap_remove(index), bind);
                 continue;
             }
             let fd = match &bind.address {
@@ -156,6 +165,25 @@ impl Listeners {
         }
     }
 
+    fn take_over(&mut self, socket: InheritedSocket, bind: &Bind) {
+        if let BindAddress::Unix(path) = &bind.address
+            && let Ok(identity) = identity(path)
+        {
+            self.own_paths.push(OwnPath { path: path.clone(), identity });
+        }
+        self.sockets.push(InheritedSocket { name: bind.name.clone(), ..socket });
+    }
+
+    /// The sockets that we bound ourselves, which nobody else holds for us.
+    pub fn own(&self) -> &[InheritedSocket] {
+        self.sockets.get(self.passed_in..).unwrap_or_default()
+    }
+
+    /// How many sockets were passed in.
+    pub const fn passed_in(&self) -> usize {
+        self.passed_in
+    }
+
     fn has(&self, address: &BindAddress) -> bool {
         self.sockets.iter().any(|socket| is_at(socket, address))
     }
@@ -205,6 +233,13 @@ fn is_at(socket: &InheritedSocket, address: &BindAddress) -> bool {
         (Some(LocalAddress::Path(bound)), BindAddress::Unix(wanted)) => bound == wanted,
         _ => false,
     }
+}
+
+/// The same for a socket of an earlier manager, which had taken any free port where 0 is configured.
+pub fn is_bound_to(socket: &InheritedSocket, address: &BindAddress) -> bool {
+    let any_port = matches!((&socket.address, address), (Some(LocalAddress::Inet(bound)), BindAddress::Tcp(wanted))
+        if wanted.port() == 0 && bound.ip() == wanted.ip());
+    any_port || is_at(socket, address)
 }
 
 fn bind_tcp(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
@@ -288,10 +323,13 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::Bind;
     use crate::worker::files::test_directory;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn open(inherited: Inherited, listen: &Listen) -> Result<Listeners, ListenError> {
+        Listeners::open(inherited, listen, Vec::new())
+    }
 
     fn listen(addresses: &[BindAddress]) -> Listen {
         Listen {
@@ -306,14 +344,14 @@ mod tests {
     #[test]
     fn sockets_for_another_process_are_an_error_only_without_bind() {
         let inherited = || Inherited { meant_for: Some(1), ..Inherited::default() };
-        assert!(matches!(Listeners::open(inherited(), &listen(&[])), Err(ListenError::MeantForAnother { pid: 1 })));
+        assert!(matches!(open(inherited(), &listen(&[])), Err(ListenError::MeantForAnother { pid: 1 })));
         let tcp = BindAddress::Tcp("127.0.0.1:0".parse().unwrap());
-        assert_eq!(Listeners::open(inherited(), &listen(&[tcp])).unwrap().names(), ["listen"]);
+        assert_eq!(open(inherited(), &listen(&[tcp])).unwrap().names(), ["listen"]);
     }
 
     #[test]
     fn no_sockets_at_all_is_legal() {
-        assert!(Listeners::open(Inherited::default(), &listen(&[])).unwrap().names().is_empty());
+        assert!(open(Inherited::default(), &listen(&[])).unwrap().names().is_empty());
     }
 
     #[test]
@@ -322,11 +360,11 @@ mod tests {
         let path = directory.join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let listeners = Listeners::open(Inherited::default(), &listen(&[BindAddress::Unix(path.clone())])).unwrap();
+        let listeners = open(Inherited::default(), &listen(&[BindAddress::Unix(path.clone())])).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
         UnixStream::connect(&path).unwrap();
         assert!(matches!(
-            Listeners::open(Inherited::default(), &listen(&[BindAddress::Unix(path.clone())])),
+            open(Inherited::default(), &listen(&[BindAddress::Unix(path.clone())])),
             Err(ListenError::InUse { .. })
         ));
         listeners.close();
@@ -340,9 +378,9 @@ mod tests {
         let path = directory.join("s");
         std::fs::write(&path, "precious").unwrap();
         let wanted = listen(&[BindAddress::Unix(path.clone())]);
-        assert!(matches!(Listeners::open(Inherited::default(), &wanted), Err(ListenError::NotASocket { .. })));
+        assert!(matches!(open(Inherited::default(), &wanted), Err(ListenError::NotASocket { .. })));
         std::fs::remove_file(&path).unwrap();
-        let listeners = Listeners::open(Inherited::default(), &wanted).unwrap();
+        let listeners = open(Inherited::default(), &wanted).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "somebody else's").unwrap();
         listeners.close();
@@ -356,7 +394,7 @@ mod tests {
         let address = passed.local_addr().unwrap();
         let inherited =
             Inherited { sockets: vec![InheritedSocket::describe("web".into(), passed.into())], ..Inherited::default() };
-        let listeners = Listeners::open(inherited, &listen(&[BindAddress::Tcp(address)])).unwrap();
+        let listeners = open(inherited, &listen(&[BindAddress::Tcp(address)])).unwrap();
         assert_eq!(listeners.names(), ["web"]);
     }
 
@@ -380,6 +418,22 @@ mod tests {
         assert_eq!(stand_ins.sockets[1].kind, SocketKind::UnixDatagram);
         assert_ne!(stand_ins.sockets[0].address, Some(LocalAddress::Inet(address)));
         assert!(!own.exists());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn sockets_of_an_earlier_manager_are_used_again_and_stay_ours() {
+        let directory = test_directory("listeners-kept");
+        let path = directory.join("s");
+        let addresses = [BindAddress::Tcp("127.0.0.1:0".parse().unwrap()), BindAddress::Unix(path.clone())];
+        let earlier = open(Inherited::default(), &listen(&addresses)).unwrap();
+        let kept: Vec<OwnedFd> = earlier.own().iter().map(|socket| socket.fd.try_clone().unwrap()).collect();
+        let before = earlier.describe();
+        drop(earlier);
+        let again = Listeners::open(Inherited::default(), &listen(&addresses), kept).unwrap();
+        assert_eq!(again.describe(), before);
+        again.close();
+        assert!(!path.exists());
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

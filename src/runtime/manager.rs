@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::control::protocol::ControlReply;
 use crate::control::server::{Call, Server};
-use crate::isolation::Isolation;
+use crate::isolation::{Isolation, Leftover};
 use crate::observe::log::Log;
 use crate::supervisor::Supervisor;
 use crate::supervisor::action::Action;
@@ -19,11 +19,13 @@ use crate::supervisor::note::{Level, Note};
 use crate::supervisor::time::Time;
 use crate::systemd::notify::ServiceNotifier;
 
+use super::adopt::{self, Found};
 use super::clock::{self, Timer};
 use super::generation::{Prepared, Source};
 use super::listeners::Listeners;
 use super::request::Reread;
 use super::signals::{Asked, Signals};
+use super::state::{Books, State, StateFile};
 use super::worker::Worker;
 use super::{reap, watch};
 
@@ -57,6 +59,12 @@ pub struct Parts {
     pub seed: u64,
     /// Who else hears each note, and may answer it with an event.
     pub listener: Option<NoteListener>,
+    /// Where the next manager finds how things stand; none: there will be none.
+    pub state_file: Option<StateFile>,
+    /// How things stood when the last manager ended, and what was found of it.
+    pub inherited: Option<(State, Found)>,
+    /// What lives and nobody knows.
+    pub strays: Vec<Leftover>,
 }
 
 /// Hears each note; what it returns happens next.
@@ -82,6 +90,8 @@ pub struct Manager {
     pub(super) reread: mpsc::UnboundedSender<Reread>,
     pub(super) server: Option<Server>,
     pub(super) listener: Option<NoteListener>,
+    pub(super) state_file: Option<StateFile>,
+    pub(super) strays: Vec<Leftover>,
     pub(super) exit: Option<u8>,
 }
 
@@ -154,11 +164,17 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         reread,
         server,
         listener: parts.listener,
+        state_file: parts.state_file,
+        strays: parts.strays,
         exit: None,
     };
     let mut actions = Vec::new();
-    manager.supervisor.start(now, &mut actions);
-    manager.perform(&mut actions);
+    if let Some((state, found)) = parts.inherited {
+        manager.resume(state, found, now, &mut actions);
+    } else {
+        manager.supervisor.start(now, &mut actions);
+        manager.carry_out(&mut actions);
+    }
     let code = loop {
         manager.log.flush();
         if let Some(code) = manager.exit {
@@ -255,10 +271,82 @@ impl Manager {
             | Event::Memory { .. }
             | Event::Request { .. } => None,
         };
+        let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick);
         self.supervisor.step(event, now, actions);
-        self.perform(actions);
+        if matters || !actions.is_empty() {
+            self.carry_out(actions);
+        }
         if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {
             worker.release_tasks();
+        }
+    }
+
+    /// Write down what is about to be done, do it, and write down that it is done.
+    fn carry_out(&mut self, actions: &mut Vec<Action>) {
+        self.save(actions);
+        self.perform(actions);
+        if let Some(file) = &self.state_file {
+            file.mark_performed();
+        }
+    }
+
+    fn save(&mut self, pending: &[Action]) {
+        let Some(file) = &mut self.state_file else { return };
+        let books = Books {
+            isolation: self.isolation.mode(),
+            pending,
+            workers: self.workers.values().map(|worker| worker.record()).collect(),
+            configs: self.configs.iter().map(|(id, prepared)| (*id, &**prepared)).collect(),
+            last_config: self.last_config,
+            last_request: self.last_request,
+        };
+        if let Err(error) = file.save(&self.supervisor, books) {
+            self.log.say(
+                Level::Error,
+                &format!("writing the state: {error}; if this manager dies, the next one will not know its workers"),
+            );
+        }
+    }
+
+    /// Go on where an earlier manager ended.
+    fn resume(&mut self, state: State, found: Found, now: Time, actions: &mut Vec<Action>) {
+        let State { supervisor, pending, configs, last_config, last_request, .. } = state;
+        self.supervisor = supervisor;
+        self.configs = configs.into_iter().map(|(id, prepared)| (id, Rc::new(prepared))).collect();
+        self.last_config = last_config;
+        self.last_request = last_request;
+        self.workers = found.workers;
+        let adopted = self.workers.len();
+        for worker in self.workers.values() {
+            watch::listen(worker, &self.log, self.readable.clone());
+            if worker.process.borrow().is_some() {
+                watch::life(worker, &self.log, self.events.clone());
+            }
+        }
+        self.log.say(
+            Level::Info,
+            &format!("took over from a manager that ended: {adopted} workers adopted, {} gone", found.events.len()),
+        );
+        let started =
+            |action: &Action| matches!(action, Action::Start(start) if self.workers.contains_key(&start.worker));
+        actions.extend(pending.into_iter().filter(|action| !started(action)));
+        self.perform(actions);
+        for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.hear(worker, DATAGRAMS, now, actions);
+        }
+        for event in found.events {
+            self.step(event, now, actions);
+        }
+        self.supervisor.resume(&found.unheard, now, actions);
+        self.carry_out(actions);
+        self.strays.extend(found.strays);
+    }
+
+    /// Our own workers serve: what an earlier manager left and nobody knows is not needed any more.
+    pub(super) fn dismiss_strays(&mut self) {
+        let strays = std::mem::take(&mut self.strays);
+        if let Some(prepared) = self.configs.values().next_back() {
+            adopt::drain_strays(strays, prepared.policy.drain_signal, prepared.policy.graceful, &self.log);
         }
     }
 
@@ -326,6 +414,9 @@ impl Manager {
     /// The end of a clean stop: last answers go out, nothing of ours stays behind.
     async fn farewell(mut self) {
         self.replies.clear();
+        if let Some(file) = &self.state_file {
+            file.remove();
+        }
         if let Some(server) = self.server.take() {
             server.finish().await;
         }

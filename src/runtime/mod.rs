@@ -3,6 +3,7 @@
 //! The three phases of a turn (`run`): **wait** for any source; **step**, which is synchronous and touches nothing
 //! outside; **perform**, a flat list of deeds that never waits: what takes time becomes a task whose end is an event.
 
+pub mod adopt;
 pub mod clock;
 pub mod generation;
 pub mod launch;
@@ -10,9 +11,11 @@ pub mod listeners;
 pub mod manager;
 pub mod perform;
 pub mod reap;
+pub mod recover;
 pub mod request;
 pub mod setup;
 pub mod signals;
+pub mod state;
 pub mod status;
 pub mod watch;
 pub mod worker;

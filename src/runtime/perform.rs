@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::isolation::Fence;
-use crate::supervisor::action::{Action, Start};
+use crate::supervisor::action::{Action, ServiceState, Start};
 use crate::supervisor::event::Event;
 use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::{Level, Note};
@@ -72,6 +72,9 @@ impl Manager {
                 }
             }
             Action::Tell(state) => {
+                if state == ServiceState::Ready {
+                    self.dismiss_strays();
+                }
                 if let Some(Err(error)) = self.notifier.as_mut().map(|notifier| notifier.tell(&state)) {
                     self.log.say(Level::Warning, &format!("telling systemd: {error}"));
                 }
@@ -102,8 +105,9 @@ impl Manager {
             let _ = self.events.send(failed(format!("configuration {} is not here any more", start.config)));
             return;
         };
+        let unique = format!("{:x}_{id}", self.started.since_boot().as_micros());
         let owner = prepared.account.as_ref().map(|account| (account.uid, account.gid));
-        let worker = match Worker::prepare(start, clock::now(), Files::new(&self.directory, id), owner) {
+        let worker = match Worker::prepare(start, clock::now(), unique, Files::new(&self.directory, id), owner) {
             Ok(worker) => Rc::new(worker),
             Err(error) => {
                 let _ = self.events.send(failed(error));
@@ -114,12 +118,11 @@ impl Manager {
         self.workers.insert(id, Rc::clone(&worker));
         let (isolation, listeners) = (Rc::clone(&self.isolation), Rc::clone(&self.listeners));
         let (events, log) = (self.events.clone(), self.log.clone());
-        let unique = format!("{:x}_{id}", self.started.since_boot().as_micros());
         // journald believes whose lines they are from root only.
         let to_journal = self.log.is_journald() && rustix::process::geteuid().is_root();
         // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
         tokio::task::spawn_local(async move {
-            match launch::launch(&worker, &prepared, &*isolation, &listeners, unique, to_journal).await {
+            match launch::launch(&worker, &prepared, &*isolation, &listeners, to_journal).await {
                 Ok(pid) => {
                     let _ = events.send(Event::Started { worker: id, pid });
                     watch::life(&worker, &log, events);

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use crate::config::diagnostic::Diagnostics;
+use crate::config::model::{Config, IsolationChoice};
 use crate::config::{self, Invocation, Loaded};
 use crate::isolation::select::{self, Chosen};
-use crate::isolation::{Drain, Isolation};
+use crate::isolation::{Drain, Isolation, Mode};
 use crate::observe::log::Log;
 use crate::supervisor::note::Level;
 use crate::systemd::activation::{self, Inherited};
@@ -13,7 +14,7 @@ use crate::systemd::activation::{self, Inherited};
 use super::generation::{self, Prepared, Problem};
 
 /// Why there is nothing to run: what to say, and the exit code.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refusal {
     /// 1: the machine refused; 2: the text is wrong.
     pub code: u8,
@@ -82,6 +83,28 @@ pub async fn fence(loaded: &Loaded, app: &str, log: &Log) -> Result<Fenced, Refu
         log.say(Level::Warning, &warning);
     }
     Ok(Fenced { isolation, above, prepared })
+}
+
+/// The same for a manager that takes over workers: only the mode that fenced them finds them again.
+///
+/// # Errors
+/// That mode is not there now.
+pub async fn fence_again(
+    mode: Mode,
+    config: &Config,
+    log: &Log,
+) -> Result<(Rc<dyn Isolation>, Option<String>), Refusal> {
+    let choice = match mode {
+        Mode::Scope => IsolationChoice::Scope,
+        Mode::Cgroup => IsolationChoice::Cgroup,
+        Mode::None => IsolationChoice::None,
+    };
+    let drain = Drain { signal: config.drain_signal, graceful: config.timeouts.graceful };
+    let chosen = select::choose(choice, &config.name, drain)
+        .await
+        .map_err(|error| Refusal::of_machine(format!("workers of an earlier manager serve on, but {error}")))?;
+    log.say(Level::Info, &chosen.explanation);
+    Ok((chosen.isolation, chosen.above))
 }
 
 /// Stop what dead managers of the app left; how many workers that were.

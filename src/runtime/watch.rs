@@ -113,7 +113,7 @@ pub fn belongs(worker: &Worker, pid: Pid) -> bool {
 
 /// Who writes, for the log.
 pub fn source(worker: &Worker) -> OutputSource {
-    let pid = worker.process.borrow().as_ref().map_or(0, |process| process.pid().as_raw_nonzero().get().unsigned_abs());
+    let pid = worker.process.borrow().as_ref().map_or(0, |process| process.id());
     OutputSource {
         slot: worker.start.slot.0,
         worker: worker.start.worker.0,

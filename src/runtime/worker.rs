@@ -2,6 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use tokio::task::AbortHandle;
@@ -16,12 +18,16 @@ use crate::worker::output::Output;
 use crate::worker::pressure::PressureSocket;
 use crate::worker::process::Process;
 
+use super::state::Record;
+
 /// A worker from the moment its start was asked for until nothing is left of it.
 pub struct Worker {
     /// What it was started as.
     pub start: Start,
     /// When that was asked for.
     pub begun: Time,
+    /// What makes its fence's name unlike every other.
+    pub unique: String,
     /// Where it speaks.
     pub notify: NotifySocket,
     /// Where it hears of pressure.
@@ -59,8 +65,14 @@ impl Worker {
     ///
     /// # Errors
     /// What making one of them says, as a sentence.
-    pub fn prepare(start: Start, begun: Time, files: Files, owner: Option<(u32, u32)>) -> Result<Self, String> {
-        let failed = |what: &str, path: &std::path::Path, error: io::Error| {
+    pub fn prepare(
+        start: Start,
+        begun: Time,
+        unique: String,
+        files: Files,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Self, String> {
+        let failed = |what: &str, path: &Path, error: io::Error| {
             let hint = if error.kind() == io::ErrorKind::InvalidInput {
                 "; the runtime directory's path may be too long for a socket, choose a shorter one with --runtime-directory"
             } else {
@@ -78,6 +90,7 @@ impl Worker {
             journal: RefCell::default(),
             start,
             begun,
+            unique,
             process: RefCell::default(),
             fence: RefCell::default(),
             started: Cell::default(),
@@ -86,6 +99,54 @@ impl Worker {
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         })
+    }
+
+    /// Take up a worker that an earlier manager started: its sockets are bound again at the same paths, unless the notify
+    /// socket itself was kept.
+    ///
+    /// # Errors
+    /// What making one of them says, as a sentence.
+    pub fn take_up(
+        record: &Record,
+        files: Files,
+        owner: Option<(u32, u32)>,
+        notify: Option<OwnedFd>,
+        process: Option<Rc<Process>>,
+        fence: Rc<dyn Fence>,
+    ) -> Result<Self, String> {
+        let failed = |path: &Path, error: io::Error| format!("taking up {}: {error}", path.display());
+        let Files { notify: notify_path, pressure, output } = files;
+        // Nobody listens there any more: we hold the app's lock.
+        let _ = std::fs::remove_file(&pressure);
+        let notify = if let Some(socket) = notify {
+            NotifySocket::keep(socket, notify_path.clone())
+        } else {
+            let _ = std::fs::remove_file(&notify_path);
+            NotifySocket::bind(notify_path.clone(), owner)
+        };
+        let reopened =
+            if output.exists() { Output::open(output.clone()) } else { Output::create(output.clone(), owner) };
+        Ok(Self {
+            start: record.start.clone(),
+            begun: record.begun,
+            unique: record.unique.clone(),
+            notify: notify.map_err(|error| failed(&notify_path, error))?,
+            pressure: PressureSocket::bind(pressure.clone(), owner).map_err(|error| failed(&pressure, error))?,
+            output: reopened.map_err(|error| failed(&output, error))?,
+            process: RefCell::new(process),
+            fence: RefCell::new(Some(fence)),
+            started: Cell::new(true),
+            swept: Cell::default(),
+            stranger_logged: Cell::default(),
+            cancelled: Cell::default(),
+            tasks: RefCell::default(),
+        })
+    }
+
+    /// What the next manager must know of it.
+    pub fn record(&self) -> Record {
+        let pid = self.process.borrow().as_ref().filter(|_| self.started.get()).map(|process| process.id());
+        Record { start: self.start.clone(), begun: self.begun, unique: self.unique.clone(), pid }
     }
 
     /// Send a signal to the first process; a worker that is not yet exec'd is given up instead.

@@ -32,6 +32,7 @@ pub mod policy;
 pub mod recycle;
 mod request;
 mod restart;
+mod resume;
 mod rollout;
 mod say;
 mod service;

@@ -28,10 +28,11 @@ impl Files {
     }
 }
 
-/// Whether a name is one of a worker's files.
-pub fn is_worker_file(name: &str) -> bool {
-    name.split_once('.')
-        .is_some_and(|(number, kind)| number.parse::<u64>().is_ok() && matches!(kind, "notify" | "pressure" | "output"))
+/// Whose file this is, going by its name.
+pub fn worker_of(name: &str) -> Option<WorkerId> {
+    let (number, kind) = name.split_once('.')?;
+    matches!(kind, "notify" | "pressure" | "output").then_some(())?;
+    number.parse().ok().map(WorkerId)
 }
 
 /// Make a file its owner's alone: mode 0600, owned by `owner` (uid, gid) if that is someone else.
@@ -61,10 +62,10 @@ mod tests {
     fn worker_files_are_told_from_others() {
         let files = Files::new(Path::new("/run/paddock/shop"), WorkerId(7));
         for path in [&files.notify, &files.pressure, &files.output] {
-            assert!(is_worker_file(path.file_name().unwrap().to_str().unwrap()));
+            assert_eq!(worker_of(path.file_name().unwrap().to_str().unwrap()), Some(WorkerId(7)));
         }
         for other in ["control", "lock", "state", "x.notify", "7.other", "7"] {
-            assert!(!is_worker_file(other), "{other}");
+            assert_eq!(worker_of(other), None, "{other}");
         }
     }
 }

@@ -38,6 +38,12 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
+/// Whether a process is still a gate, going by its command line (`proc_pid_cmdline(5)`).
+pub fn is_gate(pid: rustix::process::Pid) -> bool {
+    let own = [b"/proc/self/exe\0".as_slice(), ROLE.as_bytes(), b"\0"].concat();
+    std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| line == own)
+}
+
 /// Run the gate. Returns only if there is no worker to become.
 pub fn run() -> ExitCode {
     // Above every number that the sockets will be placed at.

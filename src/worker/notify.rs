@@ -50,9 +50,22 @@ impl NotifySocket {
     pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
         let socket = UnixDatagram::bind(&path)?;
         files::hand_over(&path, owner)?;
-        socket.set_nonblocking(true)?;
+        Self::keep(socket.into(), path)
+    }
+
+    /// Go on with a socket that an earlier manager bound at `path`: what was sent meanwhile waits in it.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` says.
+    pub fn keep(socket: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
         rustix::net::sockopt::set_socket_passcred(&socket, true)?;
-        Ok(Self { socket: sys::watch(socket.into(), Interest::READABLE)?, path })
+        Ok(Self { socket: sys::watch(socket, Interest::READABLE)?, path })
+    }
+
+    /// The socket itself, for safe keeping.
+    pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
     }
 
     /// Where it is.

@@ -48,11 +48,20 @@ impl Output {
     /// What `mkfifo(3)`, `open(2)`, `chown(2)` say.
     pub fn create(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+        let output = Self::open(path)?;
+        files::hand_over(&output.path, owner)?;
+        Ok(output)
+    }
+
+    /// Read on from a FIFO that an earlier manager made.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
         // Open for both, so that it opens at once and never reports an end (`fifo(7)`).
         let fifo = rustix::fs::open(&path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         // A smaller buffer is no reason not to start.
         let _ = rustix::pipe::fcntl_setpipe_size(&fifo, BUFFER);
-        files::hand_over(&path, owner)?;
         Ok(Self { fifo: sys::watch(fifo, Interest::READABLE)?, state: RefCell::default(), path })
     }
 

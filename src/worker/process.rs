@@ -40,6 +40,11 @@ impl Process {
         self.pid
     }
 
+    /// The same number, unsigned.
+    pub const fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Send a signal; a process that is over already is no error.
     ///
     /// # Errors

@@ -1,0 +1,272 @@
+//! What the next manager needs if this one ends without a clean stop: the supervisor as it is, the deeds that were
+//! about to be done, and by which names workers are found again.
+//!
+//! Written before deeds are done (`state`), and marked done after (`performed`): a manager that dies in between leaves
+//! the list of what it may not have done. Both live in the app's runtime directory, so they do not outlast a boot.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::isolation::Mode;
+use crate::supervisor::Supervisor;
+use crate::supervisor::action::{Action, Start};
+use crate::supervisor::id::{ConfigId, RequestId};
+use crate::supervisor::time::Time;
+
+use super::generation::Prepared;
+
+/// The form that this version writes. It reads this one and every older one.
+const VERSION: u32 = 1;
+
+/// More than ten thousand workers need.
+const STATE_MAX: u64 = 64 << 20;
+
+const STATE: &str = "state";
+const NEW_STATE: &str = "state.new";
+const PERFORMED: &str = "performed";
+
+/// Everything, as it is read back.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    /// `/proc/sys/kernel/random/boot_id` (`random(4)`): the clock and the processes are those of one boot.
+    boot: String,
+    sequence: u64,
+    /// How workers are fenced; the next manager must do likewise, or it would not find them.
+    pub isolation: Mode,
+    /// The decisions.
+    pub supervisor: Supervisor,
+    /// What was about to be done.
+    pub pending: Vec<Action>,
+    /// By which names workers are found.
+    pub workers: Vec<Record>,
+    /// Configurations in use.
+    pub configs: BTreeMap<ConfigId, Prepared>,
+    /// The last number given to a configuration.
+    pub last_config: ConfigId,
+    /// The last number given to a request: its clients are gone, nobody else must get their answers.
+    pub last_request: RequestId,
+}
+
+/// The same, as it is written.
+#[derive(Serialize)]
+struct StateView<'a> {
+    version: u32,
+    boot: &'a str,
+    sequence: u64,
+    isolation: Mode,
+    supervisor: &'a Supervisor,
+    pending: &'a [Action],
+    workers: Vec<Record>,
+    configs: BTreeMap<ConfigId, &'a Prepared>,
+    last_config: ConfigId,
+    last_request: RequestId,
+}
+
+/// One worker, as far as only the runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it was started as.
+    pub start: Start,
+    /// When.
+    pub begun: Time,
+    /// What makes its fence's name unlike every other.
+    pub unique: String,
+    /// Its first process; none: not known yet.
+    pub pid: Option<u32>,
+}
+
+/// What to write down besides the supervisor.
+pub struct Books<'a> {
+    /// How workers are fenced.
+    pub isolation: Mode,
+    /// What is about to be done.
+    pub pending: &'a [Action],
+    /// All workers.
+    pub workers: Vec<Record>,
+    /// Configurations in use.
+    pub configs: BTreeMap<ConfigId, &'a Prepared>,
+    /// See [`State::last_config`].
+    pub last_config: ConfigId,
+    /// See [`State::last_request`].
+    pub last_request: RequestId,
+}
+
+/// Why a state cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Reading failed.
+    #[error("reading {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It makes no sense.
+    #[error("{} is damaged: {source}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        source: serde_json::Error,
+    },
+    /// A newer paddock wrote it.
+    #[error("{} is of version {version}, and this paddock reads up to {VERSION}", path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Which version.
+        version: u32,
+    },
+    /// It belongs to somebody who should not have been able to write it.
+    #[error("{} does not belong to this user", path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// The two files.
+#[derive(Debug)]
+pub struct StateFile {
+    directory: PathBuf,
+    boot: String,
+    sequence: u64,
+    performed: Option<File>,
+    /// Whether the last write failed: said once, not at every turn.
+    failing: bool,
+}
+
+impl StateFile {
+    /// In the app's runtime directory; nothing is written yet.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), boot: boot_id(), sequence: 0, performed: None, failing: false }
+    }
+
+    /// What an earlier manager of this boot left; none: nothing, or a clean stop.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn load(&mut self) -> Result<Option<State>, StateError> {
+        let path = self.directory.join(STATE);
+        let Some(text) = read_own(&path)? else { return Ok(None) };
+        let mut state = parse(&text, &path)?;
+        if state.boot != self.boot {
+            return Ok(None);
+        }
+        self.sequence = state.sequence;
+        let performed = read_own(&self.directory.join(PERFORMED))?.unwrap_or_default();
+        if <[u8; 8]>::try_from(performed).is_ok_and(|bytes| u64::from_le_bytes(bytes) == state.sequence) {
+            state.pending.clear();
+        }
+        Ok(Some(state))
+    }
+
+    /// Write all down. An error is returned the first time of a series.
+    ///
+    /// # Errors
+    /// What the kernel says: no space, read-only.
+    pub fn save(&mut self, supervisor: &Supervisor, books: Books<'_>) -> Result<(), io::Error> {
+        self.sequence += 1;
+        let view = StateView {
+            version: VERSION,
+            boot: &self.boot,
+            sequence: self.sequence,
+            isolation: books.isolation,
+            supervisor,
+            pending: books.pending,
+            workers: books.workers,
+            configs: books.configs,
+            last_config: books.last_config,
+            last_request: books.last_request,
+        };
+        let result = serde_json::to_vec(&view).map_err(io::Error::other).and_then(|text| self.replace(&text));
+        match result {
+            Ok(()) => {
+                self.failing = false;
+                Ok(())
+            }
+            Err(_) if std::mem::replace(&mut self.failing, true) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What was pending has been done.
+    pub fn mark_performed(&self) {
+        if let Some(file) = &self.performed {
+            // At worst the next manager does it again.
+            let _ = file.write_all_at(&self.sequence.to_le_bytes(), 0);
+        }
+    }
+
+    /// Nothing is left to take over.
+    pub fn remove(&self) {
+        for name in [STATE, NEW_STATE, PERFORMED] {
+            let _ = std::fs::remove_file(self.directory.join(name));
+        }
+    }
+
+    fn replace(&mut self, text: &[u8]) -> io::Result<()> {
+        if self.performed.is_none() {
+            self.performed = Some(File::from(create(&self.directory.join(PERFORMED))?));
+        }
+        let new = self.directory.join(NEW_STATE);
+        File::from(create(&new)?).write_all_at(text, 0)?;
+        std::fs::rename(&new, self.directory.join(STATE))
+    }
+}
+
+/// Whether this program can take over what is written there.
+///
+/// # Errors
+/// Why not.
+pub fn check(text: &[u8], path: &Path) -> Result<(), StateError> {
+    parse(text, path).map(|_| ())
+}
+
+fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let damaged = |source| StateError::Damaged { path: path.to_owned(), source };
+    let Head { version } = serde_json::from_slice(text).map_err(damaged)?;
+    if version > VERSION {
+        return Err(StateError::Newer { path: path.to_owned(), version });
+    }
+    serde_json::from_slice(text).map_err(damaged)
+}
+
+fn create(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::from_raw_mode(0o600))?)
+}
+
+/// A file of ours; none: it is not there.
+fn read_own(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    let failed = |source| StateError::Read { path: path.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        other => other.map_err(|errno| failed(errno.into()))?,
+    };
+    let owner = rustix::fs::fstat(&file).map_err(|errno| failed(errno.into()))?.st_uid;
+    if owner != rustix::process::geteuid().as_raw() {
+        return Err(StateError::Foreign { path: path.to_owned() });
+    }
+    let mut text = Vec::new();
+    File::from(file).take(STATE_MAX).read_to_end(&mut text).map_err(failed)?;
+    Ok(Some(text))
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}

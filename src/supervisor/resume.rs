@@ -1,0 +1,58 @@
+//! Another process takes over where a manager ended.
+
+use std::collections::BTreeSet;
+
+use super::action::{Action, ServiceState};
+use super::id::WorkerId;
+use super::note::{Level, NoteKind};
+use super::time::Time;
+use super::timers::{Clock, deadline};
+use super::worker::{Drain, Phase};
+use super::{Cx, Supervisor};
+use crate::config::model::Ready;
+
+impl Supervisor {
+    /// Goes on in a new process. What happened to workers meanwhile comes first, as events; then this, once.
+    ///
+    /// `unheard` are workers whose messages were lost while nobody listened. One of them that is still starting may have
+    /// said READY in vain: it may serve already, so it is drained, not shot at its start deadline, and replaced.
+    pub fn resume(&mut self, unheard: &BTreeSet<WorkerId>, now: Time, actions: &mut Vec<Action>) {
+        let mut cx = Cx { now, out: actions };
+        if self.over {
+            return;
+        }
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            let Some(worker) = self.workers.get(&id) else { continue };
+            match worker.phase {
+                Phase::Ready => {
+                    // Nobody heard its pings: the silence begins anew.
+                    let silence = worker.policy().watchdog;
+                    self.set_clock(id, Clock::Watchdog, silence.and_then(|silence| deadline(now, silence)));
+                    self.arm(id, &mut cx);
+                }
+                Phase::Starting if unheard.contains(&id) && worker.policy().ready == Ready::Notify => {
+                    let text = "it may have said READY while there was no manager; drained and replaced";
+                    self.say(id, Level::Warning, NoteKind::Notice, None, text, &mut cx);
+                    self.drain(id, Drain::Undone, &mut cx);
+                }
+                Phase::Asked
+                | Phase::Starting
+                | Phase::Draining
+                | Phase::Aborting
+                | Phase::Killing
+                | Phase::Leftover => {}
+            }
+        }
+        if self.told_ready && self.stop.is_none() {
+            cx.act(Action::Tell(ServiceState::Ready));
+        }
+        self.told_status = None;
+        self.changed = true;
+        self.settle(&mut cx);
+    }
+
+    /// Every worker of which something may be left, for whoever has to look after them.
+    pub fn worker_ids(&self) -> impl Iterator<Item = (WorkerId, bool)> + '_ {
+        self.workers.iter().map(|(id, worker)| (*id, worker.phase == Phase::Asked))
+    }
+}
