@@ -133,6 +133,7 @@ impl Worker {
             notify: notify.map_err(|error| failed(&notify_path, error))?,
             pressure: PressureSocket::bind(pressure.clone(), owner).map_err(|error| failed(&pressure, error))?,
             output: reopened.map_err(|error| failed(&output, error))?,
+            journal: RefCell::new(None),
             process: RefCell::new(process),
             fence: RefCell::new(Some(fence)),
             started: Cell::new(true),

@@ -35,6 +35,11 @@ pub fn worker_of(name: &str) -> Option<WorkerId> {
     number.parse().ok().map(WorkerId)
 }
 
+/// Whether a name is one of a worker's files.
+pub fn is_worker_file(name: &str) -> bool {
+    worker_of(name).is_some()
+}
+
 /// Make a file its owner's alone: mode 0600, owned by `owner` (uid, gid) if that is someone else.
 ///
 /// # Errors

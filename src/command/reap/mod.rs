@@ -18,6 +18,7 @@ use crate::control::client::ClientError;
 use crate::control::directory::{LockError, RuntimeDirectory, SOCKET, Surroundings};
 use crate::isolation::{Drain, proc, select};
 use crate::runtime::setup;
+use crate::runtime::state::StateFile;
 use crate::worker::files::is_worker_file;
 
 pub mod find;
@@ -74,6 +75,7 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
     let marks = Marks::of(app, &path, surroundings);
     let outcome = stop(&marks, GRACEFUL).map_err(|error| Refusal::failed(&error))?;
     remove_files(&path);
+    StateFile::new(&path).remove();
     if marks.are_of_usual_directory() {
         sweep_fences(app)?;
     }
