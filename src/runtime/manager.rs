@@ -168,6 +168,10 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         strays: parts.strays,
         exit: None,
     };
+    let listeners = Rc::clone(&manager.listeners);
+    for socket in listeners.own() {
+        manager.keep_safe("listen", std::os::fd::AsFd::as_fd(&socket.fd));
+    }
     let mut actions = Vec::new();
     if let Some((state, found)) = parts.inherited {
         manager.resume(state, found, now, &mut actions);
@@ -278,6 +282,10 @@ impl Manager {
         }
         if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {
             worker.release_tasks();
+            if let Some(notifier) = &mut self.notifier {
+                // At worst it stays there until the service stops.
+                let _ = notifier.forget(&format!("notify.{}", worker.start.worker));
+            }
         }
     }
 

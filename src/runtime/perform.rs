@@ -1,5 +1,6 @@
 //! Phase 3: do what the supervisor said. A flat list; nothing here waits and nothing here decides.
 
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use crate::isolation::Fence;
@@ -115,6 +116,8 @@ impl Manager {
             }
         };
         watch::listen(&worker, &self.log, self.readable.clone());
+        // While there is no manager, messages wait in it.
+        self.keep_safe(&format!("notify.{id}"), worker.notify.descriptor());
         self.workers.insert(id, Rc::clone(&worker));
         let (isolation, listeners) = (Rc::clone(&self.isolation), Rc::clone(&self.listeners));
         let (events, log) = (self.events.clone(), self.log.clone());
@@ -132,6 +135,13 @@ impl Manager {
                 }
             }
         });
+    }
+
+    /// Leave a descriptor with systemd for the next manager.
+    pub(super) fn keep_safe(&mut self, name: &str, fd: BorrowedFd<'_>) {
+        if let Some(Err(error)) = self.notifier.as_mut().map(|notifier| notifier.store(name, fd)) {
+            self.log.say(Level::Warning, &format!("leaving {name} with systemd: {error}"));
+        }
     }
 
     fn sweep(&self, id: WorkerId) {

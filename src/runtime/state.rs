@@ -270,3 +270,90 @@ fn read_own(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::fixture::policy;
+    use crate::worker::files::test_directory;
+    use std::time::Duration;
+
+    fn save(file: &mut StateFile, pending: &[Action]) -> Supervisor {
+        let mut supervisor = Supervisor::new(policy(), ConfigId(1), 7);
+        let mut actions = Vec::new();
+        supervisor.start(Time::from_boot(Duration::from_secs(1)), &mut actions);
+        let books = Books {
+            isolation: Mode::None,
+            pending,
+            workers: Vec::new(),
+            configs: BTreeMap::new(),
+            last_config: ConfigId(1),
+            last_request: RequestId(3),
+        };
+        file.save(&supervisor, books).unwrap();
+        supervisor
+    }
+
+    fn deed() -> [Action; 1] {
+        [Action::Exit { code: 0 }]
+    }
+
+    #[test]
+    fn the_next_manager_reads_what_this_one_wrote() {
+        let directory = test_directory("state");
+        let supervisor = save(&mut StateFile::new(&directory), &deed());
+        let state = StateFile::new(&directory).load().unwrap().unwrap();
+        assert_eq!(state.supervisor.snapshot(), supervisor.snapshot());
+        assert_eq!(state.supervisor.next_deadline(), supervisor.next_deadline());
+        assert_eq!(state.pending, deed());
+        assert_eq!(state.last_request, RequestId(3));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_has_been_done_is_not_done_again() {
+        let directory = test_directory("state-done");
+        let mut file = StateFile::new(&directory);
+        save(&mut file, &deed());
+        file.mark_performed();
+        assert!(StateFile::new(&directory).load().unwrap().unwrap().pending.is_empty());
+        // A later list is pending again until it is marked, too.
+        save(&mut file, &deed());
+        assert_eq!(StateFile::new(&directory).load().unwrap().unwrap().pending, deed());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn damage_a_newer_version_and_another_boot_are_told_apart() {
+        let directory = test_directory("state-damaged");
+        let path = directory.join(STATE);
+        assert!(StateFile::new(&directory).load().unwrap().is_none());
+        save(&mut StateFile::new(&directory), &[]);
+        let good = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, good.get(..good.len() / 2).unwrap()).unwrap();
+        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Damaged { .. })));
+        std::fs::write(&path, good.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
+        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Newer { version: 2, .. })));
+        std::fs::write(&path, good.replacen(&boot_id(), "another", 1)).unwrap();
+        assert!(StateFile::new(&directory).load().unwrap().is_none());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_said_once() {
+        let directory = test_directory("state-gone");
+        let mut file = StateFile::new(&directory.join("not-there"));
+        let supervisor = Supervisor::new(policy(), ConfigId(1), 7);
+        let books = || Books {
+            isolation: Mode::None,
+            pending: &[],
+            workers: Vec::new(),
+            configs: BTreeMap::new(),
+            last_config: ConfigId(1),
+            last_request: RequestId(0),
+        };
+        assert!(file.save(&supervisor, books()).is_err());
+        assert!(file.save(&supervisor, books()).is_ok());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -14,7 +14,7 @@ use super::time::Time;
 use crate::config::model::{Ready, Signal};
 
 /// The defaults, with two workers and `ready = "notify"`.
-pub(super) fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         workers: 2,
         ready: Ready::Notify,

@@ -45,7 +45,7 @@ mod watchdog;
 mod worker;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 

@@ -5,14 +5,18 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, sendmsg, socket_with,
+};
 use sd_notify::NotifyState;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,6 +24,8 @@ use tokio::io::unix::AsyncFd;
 use crate::observe::escape::single_line;
 use crate::supervisor::action::ServiceState;
 use crate::sys;
+
+use super::activation::STORED_PREFIX;
 
 /// systemd reads 4096 bytes of a message (`NOTIFY_BUFFER_MAX`).
 const STATUS_MOST: usize = 1024;
@@ -50,12 +56,15 @@ pub struct ServiceNotifier {
 struct Waiting {
     topic: Topic,
     text: String,
+    /// To be sent along.
+    fd: Option<OwnedFd>,
 }
 
 /// A newer message of these topics makes an older one that still waits pointless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Topic {
     State,
+    Store,
     Status,
     Extension,
     Watchdog,
@@ -103,6 +112,20 @@ impl ServiceNotifier {
         self.queue(Topic::Watchdog, NotifyState::Watchdog.to_string())
     }
 
+    /// Leave a descriptor with systemd, which hands it to the next manager if this one dies (`FDSTORE=1`; needs
+    /// `FileDescriptorStoreMax=`, and is ignored without it). It is kept also while it polls as hung up.
+    pub fn store(&mut self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let text = format!("FDSTORE=1\nFDNAME={STORED_PREFIX}{name}\nFDPOLL=0");
+        let fd = Some(fd.try_clone_to_owned()?);
+        self.waiting.push_back(Waiting { topic: Topic::Store, text, fd });
+        self.flush()
+    }
+
+    /// Take a descriptor out of systemd's store.
+    pub fn forget(&mut self, name: &str) -> io::Result<()> {
+        self.queue(Topic::Store, format!("FDSTOREREMOVE=1\nFDNAME={STORED_PREFIX}{name}"))
+    }
+
     /// Whether something waits for room; then await [`Self::writable`] and call [`Self::flush`].
     pub fn wants_write(&self) -> bool {
         !self.waiting.is_empty()
@@ -123,7 +146,7 @@ impl ServiceNotifier {
     /// Send what waits, as far as there is room.
     pub fn flush(&mut self) -> io::Result<()> {
         while let Some(next) = self.waiting.front() {
-            match self.send(next.text.as_bytes()) {
+            match self.send(next) {
                 Ok(()) => self.waiting.pop_front(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => {
@@ -136,18 +159,27 @@ impl ServiceNotifier {
     }
 
     fn queue(&mut self, topic: Topic, text: String) -> io::Result<()> {
-        if topic != Topic::State {
+        if !matches!(topic, Topic::State | Topic::Store) {
             self.waiting.retain(|older| older.topic != topic);
         }
-        self.waiting.push_back(Waiting { topic, text });
+        self.waiting.push_back(Waiting { topic, text, fd: None });
         if self.waiting.len() > QUEUE_MOST {
             self.waiting.pop_front();
         }
         self.flush()
     }
 
-    fn send(&self, text: &[u8]) -> io::Result<()> {
-        let again = || send(self.socket.get_ref(), text, SendFlags::NOSIGNAL);
+    fn send(&self, message: &Waiting) -> io::Result<()> {
+        let fds: Vec<BorrowedFd<'_>> = message.fd.iter().map(AsFd::as_fd).collect();
+        let again = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            }
+            let text = [IoSlice::new(message.text.as_bytes())];
+            sendmsg(self.socket.get_ref(), &text, &mut ancillary, SendFlags::NOSIGNAL)
+        };
         match again() {
             Err(Errno::AGAIN) => Err(Errno::AGAIN),
             // Not connected yet, or systemd has made a new socket.
