@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::action::Action;
 use super::id::{SlotId, WorkerId};
 use super::note::{Level, NoteKind};
+use super::recycle::Cause;
 use super::time::Time;
 use super::timers::{Clock, deadline};
 use super::verdict::Verdict;
@@ -130,9 +131,11 @@ impl Supervisor {
         };
         let old = slot.current.replace(new);
         self.refresh(slot_id);
-        if let Some(old) = old
-            && let Some(cause) = self.workers.get(&old).and_then(|worker| worker.due).map(|(cause, _)| cause)
+        if let Some((old, worker)) = old.and_then(|old| Some((old, self.workers.get(&old)?)))
+            && worker.phase == Phase::Ready
         {
+            // One that was to be kept has no cause any more, but its place is taken.
+            let cause = worker.due.map_or(Cause::Reload, |(cause, _)| cause);
             self.drain(old, Drain::Recycle(cause), cx);
         }
     }

@@ -129,11 +129,15 @@ impl Supervisor {
         if leaving {
             self.counts.leaving_memory = self.counts.leaving_memory + new - old;
         }
-        if worker.edge == Edge::First && worker.phase == Phase::Ready {
-            worker.recycle_at = release.policy.recycle_at;
-            if worker.recycle_at.is_some() {
-                self.arm(id, cx);
+        if worker.edge != Edge::First || worker.phase.is_leaving() {
+            return;
+        }
+        let soft = std::mem::replace(&mut worker.recycle_at, release.policy.recycle_at);
+        if worker.phase == Phase::Ready {
+            if soft.is_some() && worker.recycle_at.is_none() {
+                cx.act(Action::ArmMemory { worker: id, edge: None });
             }
+            self.arm(id, cx);
         }
     }
 

@@ -77,7 +77,8 @@ const FENCE: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Supervisor {
     rng: Xoshiro256PlusPlus,
-    workers: BTreeMap<WorkerId, Worker>,
+    /// Boxed, so that a search for one of many walks over little memory.
+    workers: BTreeMap<WorkerId, Box<Worker>>,
     slots: BTreeMap<SlotId, Slot>,
     /// How many workers are wanted: as many slots are.
     wanted: u32,
@@ -305,11 +306,13 @@ impl Supervisor {
         if !self.changed {
             return;
         }
+        // What is complete is noticed before the next replacement begins: with stop-first it may be incomplete again
+        // at once.
         while std::mem::take(&mut self.changed) {
-            self.plan(cx);
             self.check_ready(cx);
             self.check_roll(cx);
             self.begin_next(cx);
+            self.plan(cx);
         }
         self.tell_status(cx);
         self.ask_patience(cx);

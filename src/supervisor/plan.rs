@@ -192,7 +192,7 @@ impl Supervisor {
         users.config = Some(release.config);
         users.alive += 1;
         users.members += 1;
-        self.workers.insert(id, worker);
+        self.workers.insert(id, Box::new(worker));
         self.set_clock(id, Clock::State, deadline(cx.now, FENCE));
         if self.canary_slot() == Some(slot_id)
             && let Some(roll) = self.roll.as_mut()

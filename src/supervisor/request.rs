@@ -167,7 +167,7 @@ impl Supervisor {
             let slot = self.slots.entry(id).or_default();
             if !slot.wanted {
                 slot.wanted = true;
-                slot.had_outcome = false;
+                (slot.had_outcome, slot.kept, slot.failures, slot.hot) = (false, false, 0, 0);
                 self.wanted += 1;
                 self.outcomes_missing += 1;
                 self.pardon(id);

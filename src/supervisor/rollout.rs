@@ -159,7 +159,7 @@ impl Supervisor {
                 .is_some_and(|worker| worker.phase == Phase::Ready)
         };
         let chosen = match placed {
-            Some(id) if !serves(id) => Some(id),
+            Some(id) if self.slots.get(&id).is_some_and(|slot| slot.current.is_none()) => Some(id),
             _ if self.empty_slots() > 0 => {
                 self.slots.iter().find(|(_, slot)| slot.wanted && slot.current.is_none()).map(|(id, _)| *id)
             }
