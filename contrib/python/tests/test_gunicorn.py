@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ CLASSES = {
     "gevent": ["--worker-class=gevent"],
     "uvicorn": ["--worker-class=uvicorn_worker.UvicornWorker"],
 }
+if importlib.util.find_spec("gevent") is None:
+    # There is no wheel of it for every Python.
+    del CLASSES["gevent"]
 
 HOOKS = """
 def say(text):
@@ -204,6 +208,14 @@ def test_a_hung_thread_of_gthread_gets_a_substitute(manager: Manager) -> None:
         # Both threads are taken for a minute.
         assert three.get().text == str(worker.pid)
         assert time.monotonic() - began < 10
+
+
+def test_a_gthread_that_drops_connections_is_announced(manager: Manager) -> None:
+    from gunicorn.workers import gthread
+
+    worker = manager.start("gunicorn", "plain:application", *CLASSES["gthread"]).ready()
+    announced = "closes idle keep-alive connections when it drains" in worker.output()
+    assert announced == (not hasattr(gthread, "STOP_KEEPALIVE_LINGER"))
 
 
 def test_every_setting_of_gunicorn_has_its_place() -> None:

@@ -24,7 +24,7 @@ from gunicorn.errors import AppImportError
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 
 from . import cli
-from .environment import Listener, listeners
+from .environment import Listener, backlog, listeners
 from .gunicorn_workers import FOREVER, adapt
 from .worker import Worker, finish
 
@@ -148,6 +148,8 @@ def _serve(app: Any, options: cli.Options, server_hooks: bool) -> None:
     for name, value in _NEUTRAL.items():
         if name in cfg.settings:
             cfg.set(name, value)
+    # Older versions call listen() on an inherited socket too.
+    cfg.set("backlog", backlog(inherited))
     cfg.set("user", os.geteuid())
     cfg.set("group", os.getegid())
     for name, value in cfg.env.items():
