@@ -47,6 +47,11 @@ fn worker_role() {
                 child.order(&format!("hold {argument}"));
                 children.push(child);
             }
+            "leak" => loop {
+                // At its own pace, whoever looks.
+                held.push(vec![1; argument.parse().unwrap()]);
+                std::thread::sleep(Duration::from_millis(5));
+            },
             "exit" => return,
             other => panic!("no such order: {other}"),
         }
@@ -318,6 +323,41 @@ fn the_edge_fires_at_the_line_once() {
 
 async fn event_now(fence: &Rc<dyn Fence>) -> FenceEvent {
     tokio::time::timeout(Duration::from_millis(200), fence.next_event()).await.unwrap()
+}
+
+#[test]
+fn b13_both_edges_are_seen_in_a_leak_at_its_own_pace() {
+    let Some(isolation) = cgroup("b13") else { return };
+    run(async {
+        let (first, second, max) = (96 * MIB, 128 * MIB, 192 * MIB);
+        let mut late = Vec::new();
+        let mut arming = Vec::new();
+        for _ in 0..3 {
+            let mut worker = Worker::role();
+            let fence = isolation.enclose(&name("b13"), worker.pid(), &memory(max)).await.unwrap();
+            worker.does("hold 1").await;
+            let start = tokio::time::Instant::now();
+            fence.arm(Some(first)).await.unwrap();
+            arming.push(start.elapsed());
+            worker.order(&format!("leak {}", MIB / 2));
+            let mut over = 0;
+            for (edge, next) in [(first, Some(second)), (second, None)] {
+                let FenceEvent::Memory(reading) = event(&fence).await else { panic!("no warning before the kill") };
+                assert!((edge..max).contains(&reading.unreclaimable), "{reading:?}");
+                over = over.max(reading.unreclaimable - edge);
+                fence.arm(next).await.unwrap();
+            }
+            late.push(over);
+            fence.kill().unwrap();
+            worker.reap().await;
+            fence.sweep().await.unwrap();
+        }
+        // 100 MB/s, and a machine that may be busy with other things.
+        late.sort_unstable();
+        assert!(late[1] < 16 * MIB, "{late:?}");
+        // The kernel takes its time to watch; nobody else's worker may wait for that.
+        assert!(arming.iter().min().unwrap() < &Duration::from_millis(30), "{arming:?}");
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! v1 notifications: an eventfd that is registered in `cgroup.event_control` (cgroup-v1/memory.rst, 9. and 11.).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::EventfdFlags;
@@ -22,11 +22,14 @@ impl Eventfd {
         sys::watch(fd, Interest::READABLE).map(Self)
     }
 
-    /// Let the kernel fire it for what happens to `file` of the group at `dir`; `argument` is a threshold or a level.
+    /// Another descriptor of the same one.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.get_ref().try_clone()
+    }
+
+    /// See [`register`].
     pub(super) fn register(&self, dir: &Path, file: &str, argument: &str) -> io::Result<()> {
-        let target = rustix::fs::open(dir.join(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let line = format!("{} {} {argument}", self.0.get_ref().as_raw_fd(), target.as_raw_fd());
-        files::write(dir, "cgroup.event_control", line.trim_end())
+        register(self.0.get_ref(), dir, file, argument)
     }
 
     /// Wait until it fires. Cancel-safe: what fired while nobody waited is reported to the next caller.
@@ -42,4 +45,11 @@ impl Eventfd {
             }
         }
     }
+}
+
+/// Let the kernel fire an eventfd for what happens to `file` of the group at `dir`; `argument` is a threshold or a level.
+pub(super) fn register(eventfd: impl AsFd, dir: &Path, file: &str, argument: &str) -> io::Result<()> {
+    let target = rustix::fs::open(dir.join(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let line = format!("{} {} {argument}", eventfd.as_fd().as_raw_fd(), target.as_raw_fd());
+    files::write(dir, "cgroup.event_control", line.trim_end())
 }

@@ -1,5 +1,6 @@
 //! Mode `cgroup`: a group for each worker below the manager's own, so that outer limits and accounts hold for everyone.
 
+mod comb;
 mod eventfd;
 mod files;
 mod group;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
 };
+use super::comb::Comb;
 use super::eventfd::Eventfd;
 use super::files::{self, failed};
 use super::group::{self, Group};
@@ -28,11 +29,11 @@ use super::name;
 
 const MEMORY: Option<&str> = Some("memory");
 
-/// Steps into which the way from the edge to the limit is divided, each with a threshold of its own.
-const STEPS: u64 = 16;
+/// A look that the kernel asked for is repeated once after this: the counters lag a little behind the charge.
+const AGAIN: Duration = Duration::from_millis(20);
 
-/// After a look that found the edge not reached, the next look waits this long.
-const QUIET: Duration = Duration::from_millis(20);
+/// How often to look where thresholds cannot be had.
+const SAMPLE: Duration = Duration::from_secs(1);
 
 /// The kernel announces an OOM kill before it counts it, and may write a long report in between.
 const OOM_PATIENCE: Duration = Duration::from_secs(5);
@@ -226,6 +227,8 @@ struct V1Fence {
 #[derive(Default)]
 struct State {
     armed: Option<Armed>,
+    /// Where the kernel lets us know; outlives an edge, for the next one is mostly higher.
+    comb: Option<Rc<Comb>>,
     /// To be reported.
     reached: Option<MemoryReading>,
     /// Counted and reported.
@@ -236,10 +239,10 @@ struct State {
 
 struct Armed {
     edge: u64,
-    watch: Rc<Eventfd>,
-    /// It fired: when to look.
+    /// When to look.
     due: Option<Instant>,
-    quiet_until: Instant,
+    /// It is not the last look.
+    again: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -262,32 +265,44 @@ impl V1Fence {
     }
 
     /// Arm, or report at once.
-    fn place(&self, edge: u64, quiet_until: Instant) -> Result<(), FenceError> {
-        let mut armed = None;
-        let now = self.memory()?;
-        if now.unreclaimable < edge {
-            let watch = Eventfd::new().map_err(|error| failed("watching memory.usage_in_bytes", error))?;
-            // A file dropped from the cache while the heap grows as much crosses no threshold; reclaim announces itself
-            // here, and the grid bounds the rest. Without this file only the grid does.
-            let _ = watch.register(self.dir(), "memory.pressure_level", "low");
-            for threshold in thresholds(edge, &now) {
-                watch
-                    .register(self.dir(), "memory.usage_in_bytes", &threshold.to_string())
-                    .map_err(|error| failed(format!("watching for {threshold} bytes"), error))?;
-            }
-            armed = Some(Armed { edge, watch: Rc::new(watch), due: None, quiet_until });
-        }
-        // What was crossed before the thresholds were in place does not fire.
+    fn place(&self, edge: u64) -> Result<(), FenceError> {
         let now = self.memory()?;
         let mut state = self.state.borrow_mut();
         if now.unreclaimable >= edge {
-            state.armed = None;
             state.reached = Some(now);
-        } else {
-            state.reached = None;
-            state.armed = armed;
+            return Ok(());
         }
+        if !state.comb.as_ref().is_some_and(|comb| comb.serves(edge, now.limit)) {
+            let comb =
+                Comb::begin(self.dir(), edge, &now).map_err(|error| failed("watching memory.usage_in_bytes", error))?;
+            state.comb = Some(Rc::new(comb));
+        }
+        // What was crossed meanwhile does not fire.
+        state.armed = Some(Armed { edge, due: Some(Instant::now()), again: false });
         Ok(())
+    }
+
+    /// Look whether the edge was reached.
+    fn look_at_memory(&self, now: Instant) -> Option<MemoryReading> {
+        let mut state = self.state.borrow_mut();
+        let blind = state.comb.as_ref().is_none_or(|comb| comb.has_failed());
+        let armed = state.armed.as_mut().filter(|armed| armed.due.is_some_and(|due| due <= now))?;
+        match self.memory() {
+            Ok(reading) if reading.unreclaimable < armed.edge => {
+                armed.due = if armed.again { Some(now + AGAIN) } else { blind.then(|| now + SAMPLE) };
+                armed.again = false;
+                None
+            }
+            Ok(reading) => {
+                state.armed = None;
+                Some(reading)
+            }
+            Err(_) => {
+                // The group is gone.
+                state.armed = None;
+                None
+            }
+        }
     }
 
     /// Whether an OOM kill was counted that has not been reported.
@@ -318,43 +333,21 @@ impl V1Fence {
             self.state.borrow_mut().announced =
                 (now < announced.until).then_some(Announced { look_at: now + wait, wait, until: announced.until });
         }
-        let due = {
-            let state = self.state.borrow();
-            state.armed.as_ref().filter(|armed| armed.due.is_some_and(|due| due <= now)).map(|armed| armed.edge)
-        };
-        if let Some(edge) = due
-            && self.place(edge, now + QUIET).is_err()
-        {
-            // The group is gone, or the worker is about to be.
-            self.state.borrow_mut().armed = None;
-        }
-        self.state.borrow_mut().reached.take().map(FenceEvent::Memory)
+        let reached = self.state.borrow_mut().reached.take();
+        reached.or_else(|| self.look_at_memory(now)).map(FenceEvent::Memory)
     }
 }
 
-/// Where in `memory.usage_in_bytes`, which counts page cache too, to look whether what cannot be reclaimed has reached
-/// the edge. It cannot before the usage has; it will at the edge plus the cache of now, if the cache stays; in between,
-/// and up to the limit, a grid bounds what a shrinking cache can hide.
-fn thresholds(edge: u64, now: &MemoryReading) -> Vec<u64> {
-    let limit = now.limit.unwrap_or(u64::MAX);
-    let end = limit.min(edge.saturating_mul(2));
-    let step = (end.saturating_sub(edge) / STEPS).max(1);
-    let exact = now.current.saturating_add(edge.saturating_sub(now.unreclaimable));
-    let mut found: Vec<u64> = (0..STEPS)
-        .map(|number| edge.saturating_add(number * step))
-        .chain([exact])
-        // The usage never gets over the limit.
-        .filter(|&threshold| threshold < limit)
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
+async fn fired(watch: &Eventfd) {
+    if watch.fired().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
-async fn fired(watch: Option<&Eventfd>) {
-    match watch {
-        Some(watch) if watch.fired().await.is_ok() => {}
-        _ => std::future::pending().await,
+async fn combed(comb: Option<&Comb>) {
+    match comb {
+        Some(comb) => fired(comb.watch()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -385,7 +378,12 @@ impl Fence for V1Fence {
                 state.armed = None;
                 state.reached = None;
             }
-            let result = edge.map_or(Ok(()), |edge| self.place(edge, Instant::now()));
+            let result = if let Some(edge) = edge {
+                self.place(edge)
+            } else {
+                self.state.borrow_mut().comb = None;
+                Ok(())
+            };
             self.changed.notify_one();
             result
         })
@@ -397,25 +395,29 @@ impl Fence for V1Fence {
                 if let Some(event) = self.look(Instant::now()) {
                     return event;
                 }
-                let (watch, due, look_at) = {
+                let (comb, due, look_at) = {
                     let state = self.state.borrow();
-                    let armed = state.armed.as_ref();
-                    let due = armed.and_then(|armed| armed.due);
-                    let watch = armed.filter(|armed| armed.due.is_none()).map(|armed| Rc::clone(&armed.watch));
-                    (watch, due, state.announced.map(|announced| announced.look_at))
+                    let due = state.armed.as_ref().and_then(|armed| armed.due);
+                    // Nothing is to be heard while a look is due anyway.
+                    let comb = state
+                        .comb
+                        .clone()
+                        .filter(|_| state.armed.is_some() && due.is_none_or(|due| due > Instant::now() + AGAIN));
+                    (comb, due, state.announced.map(|announced| announced.look_at))
                 };
                 tokio::select! {
                     () = self.changed.notified() => {}
                     () = at(due) => {}
                     () = at(look_at) => {}
-                    () = fired(Some(&self.oom)) => {
+                    () = fired(&self.oom) => {
                         let now = Instant::now();
                         self.state.borrow_mut().announced =
                             Some(Announced { look_at: now, wait: Duration::from_millis(1), until: now + OOM_PATIENCE });
                     }
-                    () = fired(watch.as_deref()) => {
+                    () = combed(comb.as_deref()) => {
                         if let Some(armed) = self.state.borrow_mut().armed.as_mut() {
-                            armed.due = Some(armed.quiet_until.max(Instant::now()));
+                            armed.due = Some(Instant::now());
+                            armed.again = true;
                         }
                     }
                 }
@@ -449,7 +451,7 @@ impl Fence for V1Fence {
 
     fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>> {
         Box::pin(async move {
-            self.state.borrow_mut().armed = None;
+            *self.state.borrow_mut() = State::default();
             let others: Vec<&Group> = self.groups.pids.iter().chain(&self.groups.cpu).collect();
             group::sweep(&self.groups.memory, MEMORY, self.groups.twin.as_ref(), &others)
                 .await
@@ -461,34 +463,6 @@ impl Fence for V1Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn holding(current: u64, unreclaimable: u64, limit: Option<u64>) -> MemoryReading {
-        MemoryReading { current, unreclaimable, peak: None, limit }
-    }
-
-    #[test]
-    fn the_exact_threshold_is_the_edge_plus_the_cache() {
-        let found = thresholds(80, &holding(50, 45, Some(100)));
-        assert!(found.contains(&85), "{found:?}");
-        assert_eq!(found.first(), Some(&80));
-        assert!(found.iter().all(|&threshold| threshold < 100));
-    }
-
-    #[test]
-    fn a_cache_that_fills_the_limit_leaves_the_grid() {
-        let found = thresholds(80 << 20, &holding(99 << 20, 10 << 20, Some(100 << 20)));
-        assert_eq!(found.len(), 16);
-        assert!(found.iter().all(|&threshold| threshold < 100 << 20));
-    }
-
-    #[test]
-    fn an_edge_without_a_limit_has_a_grid_too() {
-        let found = thresholds(1 << 20, &holding(0, 0, None));
-        assert_eq!(found.len(), 16);
-        let cached = thresholds(1 << 20, &holding(5 << 20, 0, None));
-        assert_eq!(cached.last(), Some(&(6 << 20)));
-        assert!(thresholds(u64::MAX, &holding(0, 0, None)).is_empty());
-    }
 
     #[test]
     fn a_reading_counts_what_cannot_be_reclaimed() {
