@@ -222,18 +222,22 @@ impl Fence for ScopeFence {
 
     fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
         Box::pin(async move {
-            let peak = self.group.memory().ok().and_then(|reading| reading.peak);
-            let oom_killed = match self.group.events() {
+            // A cgroup that is being removed reads as if nothing had ever been in it (seen on 6.1).
+            let peak = self.group.memory().ok().and_then(|reading| reading.peak).filter(|&peak| peak > 0);
+            let counted = self.group.events().ok().map(|events| events.oom_kill > self.kills_before);
+            let oom_killed = if counted == Some(true) {
                 // The counter rises before the signal is sent (mm/oom_kill.c): no need to look twice.
-                Ok(events) => Some(events.oom_kill > self.kills_before),
-                // systemd removed it, but looked at the counter before it did.
-                Err(_) => match self.bus.scope_result(&self.unit).await {
+                Some(true)
+            } else {
+                // systemd removes the cgroup, but looks at the counter before it does.
+                match self.bus.scope_result(&self.unit).await {
                     Ok(result) => Some(result == "oom-kill"),
+                    Err(_) if counted.is_some() && peak.is_some() => Some(false),
                     Err(error) => {
                         tracing::warn!(unit = self.unit, "how it ended cannot be known: {error}");
                         None
                     }
-                },
+                }
             };
             let limit = self.limits.borrow().memory_max;
             DeathFacts { oom_killed, peak: peak.or(limit.filter(|_| oom_killed == Some(true))) }

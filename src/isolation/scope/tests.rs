@@ -408,6 +408,12 @@ async fn the_verdict_comes_from_the_file_or_else_from_systemd() {
     let killed = DeathFacts { oom_killed: Some(true), peak: LIMITS.memory_max };
     assert_eq!(fence.death_facts().await, killed);
 
+    // systemd is about to remove the cgroup: its counters are zero, and its own look at them was before.
+    std::fs::write(group.join("memory.events"), "high 0\noom 0\noom_kill 0\n").unwrap();
+    std::fs::write(group.join("memory.peak"), "0\n").unwrap();
+    fake.world.lock().unwrap().result = "oom-kill".into();
+    assert_eq!(fence.death_facts().await, killed);
+
     // systemd was faster and has removed the cgroup.
     std::fs::remove_dir_all(&group).unwrap();
     for (result, oom_killed) in [("oom-kill", true), ("success", false), ("timeout", false)] {
