@@ -205,7 +205,7 @@ impl Fence for ScopeFence {
 
     fn kill(&self) -> Result<(), FenceError> {
         match self.group.kill() {
-            Err(error) if is_gone(&error) && self.group.dir.exists() => {
+            Err(error) if is_gone(&error) && self.group.is_there() => {
                 // Before Linux 5.14 there is no cgroup.kill.
                 let (bus, unit) = (Rc::clone(&self.bus), self.unit.clone());
                 tokio::task::spawn_local(async move {

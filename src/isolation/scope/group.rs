@@ -2,10 +2,11 @@
 //! `memory.high` ourselves only when systemd cannot be reached.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -37,7 +38,7 @@ impl Default for Mounts {
 impl Mounts {
     /// A process's cgroup in the v2 hierarchy (`proc_pid_cgroup(5)`), as an absolute path below the mount point.
     pub(super) fn cgroup_of(&self, pid: Pid) -> io::Result<String> {
-        let text = read(&self.proc.join(pid.as_raw_pid().to_string()), "cgroup")?;
+        let text = read(CWD, self.proc.join(pid.as_raw_pid().to_string()).join("cgroup"))?;
         text.lines()
             .find_map(|line| line.strip_prefix("0::"))
             .map(str::to_owned)
@@ -45,17 +46,28 @@ impl Mounts {
     }
 
     /// The directory of a cgroup.
-    pub(super) fn group(&self, path: &str) -> Group {
-        Group { path: path.to_owned(), dir: self.cgroup.join(path.trim_start_matches('/')) }
+    pub(super) fn directory(&self, path: &str) -> PathBuf {
+        self.cgroup.join(path.trim_start_matches('/'))
+    }
+
+    /// The cgroup that is at this path now.
+    pub(super) fn group(&self, path: &str) -> io::Result<Group> {
+        let dir = self.directory(path);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = Rc::new(rustix::fs::open(&dir, flags, Mode::empty())?);
+        Ok(Group { path: path.to_owned(), dir, fd })
     }
 }
 
-/// One cgroup.
+/// One cgroup, never another one that has taken its path: a change of properties that reaches systemd just after it
+/// removed a scope's cgroup makes it anew, with all counters at zero (seen on 252).
 #[derive(Debug, Clone)]
 pub(super) struct Group {
     /// As in `/proc/PID/cgroup`.
     pub(super) path: String,
     pub(super) dir: PathBuf,
+    /// Every file is opened from here: `NotFound` once this very directory is gone.
+    fd: Rc<OwnedFd>,
 }
 
 impl Group {
@@ -69,6 +81,11 @@ impl Group {
         self.write("cgroup.kill", b"1")
     }
 
+    /// Whether the cgroup is still there.
+    pub(super) fn is_there(&self) -> bool {
+        read(&self.fd, "cgroup.procs").is_ok()
+    }
+
     /// Take the soft limit away.
     pub(super) fn lift_high(&self) -> io::Result<()> {
         self.write("memory.high", b"max")
@@ -76,7 +93,7 @@ impl Group {
 
     /// What is held now (cgroup-v2.rst).
     pub(super) fn memory(&self) -> io::Result<MemoryReading> {
-        let stat = read(&self.dir, "memory.stat")?;
+        let stat = read(&self.fd, "memory.stat")?;
         let of = |key| value_of(&stat, key).unwrap_or(0);
         // `kernel` (Linux 5.18) is the sum of these and what has no line of its own.
         let kernel = value_of(&stat, "kernel")
@@ -91,7 +108,7 @@ impl Group {
 
     /// The counters that matter.
     pub(super) fn events(&self) -> io::Result<Events> {
-        Ok(Events::parse(&read(&self.dir, "memory.events")?))
+        Ok(Events::parse(&read(&self.fd, "memory.events")?))
     }
 
     /// The limits in force, as far as they are any.
@@ -128,18 +145,18 @@ impl Group {
 
     /// Watch a file of events; call inside a tokio runtime.
     pub(super) fn watch(&self, file: &str) -> io::Result<EventFile> {
-        let fd = rustix::fs::open(self.dir.join(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = rustix::fs::openat(&self.fd, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(EventFile { fd: sys::watch(fd, Interest::PRIORITY)? })
     }
 
     fn write(&self, file: &str, value: &[u8]) -> io::Result<()> {
-        let file = rustix::fs::open(self.dir.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let file = rustix::fs::openat(&self.fd, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&file, value)?;
         Ok(())
     }
 
     fn number(&self, file: &str) -> io::Result<u64> {
-        match read(&self.dir, file)?.trim() {
+        match read(&self.fd, file)?.trim() {
             "max" => Ok(u64::MAX),
             number => number.parse().map_err(|_| io::ErrorKind::InvalidData.into()),
         }
@@ -212,8 +229,8 @@ fn in_force(wanted: u64, found: u64) -> bool {
     wanted == found || (found < wanted && wanted - found < LARGEST_PAGE && wanted >= LARGEST_PAGE)
 }
 
-fn read(dir: &Path, file: &str) -> io::Result<String> {
-    let fd = rustix::fs::open(dir.join(file), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+fn read(dir: impl AsFd, file: impl AsRef<Path>) -> io::Result<String> {
+    let fd = rustix::fs::openat(dir, file.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = vec![0; LONGEST];
     let mut length = 0;
     while let Some(rest) = text.get_mut(length..).filter(|rest| !rest.is_empty()) {
@@ -239,7 +256,9 @@ mod tests {
 
     #[test]
     fn inside_is_the_scope_and_below() {
-        let group = Mounts::default().group("/paddock.slice/paddock-a.slice/paddock-a-0-1.scope");
+        let fd = Rc::new(std::fs::File::open("/").unwrap().into());
+        let path = "/paddock.slice/paddock-a.slice/paddock-a-0-1.scope".to_owned();
+        let group = Group { path, dir: PathBuf::new(), fd };
         assert!(group.holds("/paddock.slice/paddock-a.slice/paddock-a-0-1.scope"));
         assert!(group.holds("/paddock.slice/paddock-a.slice/paddock-a-0-1.scope/own"));
         assert!(!group.holds("/paddock.slice/paddock-a.slice/paddock-a-0-1.scope2"));

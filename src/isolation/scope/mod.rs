@@ -67,7 +67,7 @@ impl ScopeIsolation {
         let name = manager_name(which);
         let version = bus.version().await.map_err(|error| format!("{name} cannot be reached: {error}"))?;
         let root = bus.control_group().await.map_err(|error| format!("{name} has no cgroup: {error}"))?;
-        let controllers = mounts.group(&root).dir.join("cgroup.controllers");
+        let controllers = mounts.directory(&root).join("cgroup.controllers");
         let controllers = std::fs::read_to_string(&controllers).unwrap_or_default();
         if !controllers.split_ascii_whitespace().any(|controller| controller == "memory") {
             return Err(format!("{name} has no memory controller"));
@@ -195,7 +195,8 @@ impl ScopeIsolation {
             if path.is_empty() {
                 continue;
             }
-            let group = self.mounts.group(&path);
+            // Ended since it was listed.
+            let Ok(group) = self.mounts.group(&path) else { continue };
             let limits = group.limits();
             let fence = ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit.name, group, limits);
             found.push(Leftover { name, fence: Rc::new(fence) });
@@ -218,7 +219,7 @@ impl ScopeIsolation {
         if Path::new(&path).file_name() != Some(unit.as_ref()) {
             return Err(format!("the process is in {path}"));
         }
-        let group = self.mounts.group(&path);
+        let group = self.mounts.group(&path).map_err(|error| format!("{path} cannot be opened: {error}"))?;
         let group_kill = !self.without.borrow().contains("OOMPolicy");
         if let Some(missing) = group.missing_limit(limits, group_kill) {
             return Err(missing);

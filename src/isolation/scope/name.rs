@@ -19,10 +19,9 @@ pub(super) fn scope(name: &FenceName, attempt: u32) -> String {
     format!("paddock-{}-{}-{}{again}.scope", escape(&name.app), name.slot, escape(&name.unique))
 }
 
-/// What matches the scopes of an app and of no other, for `fnmatch(3)`.
+/// What matches the scopes of an app and of no other, as systemd reads patterns: `fnmatch(3)` with `FNM_NOESCAPE`.
 pub(super) fn pattern(app: &str) -> String {
-    // A backslash escapes in a pattern.
-    format!("paddock-{}-*-*.scope", escape(app).replace('\\', "\\\\"))
+    format!("paddock-{}-*-*.scope", escape(app))
 }
 
 /// Whose scope it is; none if it is not one of ours.
@@ -75,7 +74,7 @@ mod tests {
         assert_eq!(slice("my-shop"), r"paddock-my\x2dshop.slice");
         assert_eq!(scope(&name("my"), 0), "paddock-my-12-1f_3.scope");
         assert_eq!(scope(&name("my-shop"), 2), r"paddock-my\x2dshop-12-1f_3.2.scope");
-        assert_eq!(pattern("my-shop"), r"paddock-my\\x2dshop-*-*.scope");
+        assert_eq!(pattern("my-shop"), r"paddock-my\x2dshop-*-*.scope");
         assert_eq!(pattern("my"), "paddock-my-*-*.scope");
     }
 

@@ -139,11 +139,15 @@ impl Manager {
         ] {
             std::fs::write(group.join(file), text).unwrap();
         }
-        if turn != Turn::Elsewhere {
-            let member = root.join("proc").join(std::process::id().to_string());
-            std::fs::create_dir_all(&member).unwrap();
-            std::fs::write(member.join("cgroup"), format!("0::{path}\n")).unwrap();
+        let member = root.join("proc").join(std::process::id().to_string());
+        std::fs::create_dir_all(&member).unwrap();
+        let mut inside = path;
+        if turn == Turn::Elsewhere {
+            // In the very same limits, but not ours.
+            inside.push_str(".other");
+            std::fs::rename(&group, group.with_extension("scope.other")).unwrap();
         }
+        std::fs::write(member.join("cgroup"), format!("0::{inside}\n")).unwrap();
         let state = if turn == Turn::Dead { "inactive" } else { "active" };
         let object = crate::systemd::dbus::unit_path(&name);
         connection.object_server().at(object.as_str(), Unit(state.into())).await?;
@@ -420,6 +424,12 @@ async fn the_verdict_comes_from_the_file_or_else_from_systemd() {
         fake.world.lock().unwrap().result = result.into();
         assert_eq!(fence.death_facts().await.oom_killed, Some(oom_killed), "{result}");
     }
+    // Another cgroup at the same path, made because somebody changed a property at that moment, knows nothing.
+    std::fs::create_dir(&group).unwrap();
+    std::fs::write(group.join("memory.events"), "high 0\noom 0\noom_kill 0\n").unwrap();
+    fake.world.lock().unwrap().result = "oom-kill".into();
+    assert_eq!(fence.death_facts().await, killed);
+    std::fs::remove_dir_all(&group).unwrap();
     fence.sweep().await.unwrap();
     assert_eq!(fake.asked("StopUnit").len(), 1);
     assert_eq!(fake.asked("ResetFailedUnit").len(), 1);
