@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::support::http::InFlight;
 use crate::support::load::Load;
 use crate::support::manager::{App, SOON};
 use crate::support::proc;
@@ -15,6 +16,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b12_foreign_kill_is_not_oom", EVERYWHERE, b12_foreign_kill);
     suite.add("b12_exit_and_signal_verdicts", EVERYWHERE, b12_verdicts);
     suite.alone("b14_watchdog", EVERYWHERE, b14_watchdog);
+    suite.add("b14_kill_after_abort", EVERYWHERE, b14_abort);
     suite.add("b14_watchdog_trigger", &[Mode::None], b14_trigger);
     suite.add("b28_crash_loop_backs_off", EVERYWHERE, b28_crash_loop);
 }
@@ -91,6 +93,23 @@ fn b14_watchdog(mode: Mode) {
         assert!(died.message().contains("watchdog"), "{died}");
         killing.at - asked
     });
+    manager.stop();
+}
+
+/// SIGABRT first, for a stack dump or a core; SIGKILL when that did not help.
+fn b14_abort(mode: Mode) {
+    let app = App::new(mode).set("timeouts.watchdog", "1s").set("timeouts.abort", "700ms");
+    let manager = app.worker("direct", 1).worker("ignore_abort", 1).start_ready(1);
+    let victim = *manager.status().ready_pids().last().expect("a worker");
+    let request = InFlight::send(&manager.direct(victim), "/sleep?ms=60000", SOON);
+    manager.ask(victim, "/hang");
+    let killing = manager.log.wait(SOON, "the kill", |line| line.is_of("worker-killing", victim));
+    assert!(!request.is_over(), "killed before SIGABRT had its time");
+    let died = manager.log.wait(SOON, "its death", |line| line.is_of("worker-died", victim));
+    assert_eq!(died.reason(), "watchdog", "{died}");
+    let between = died.at - killing.at;
+    assert!(between >= Duration::from_millis(650), "SIGKILL {between:?} after SIGABRT");
+    manager.wait_ready(1);
     manager.stop();
 }
 

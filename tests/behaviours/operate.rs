@@ -21,6 +21,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b39_check_says_what_is_wrong", &[Mode::None], b39_check_fails);
     suite.add("b40_names_that_begin_alike", EVERYWHERE, b40_names);
     suite.add("x_environment_of_a_worker", EVERYWHERE, environment);
+    suite.add("x_workers_of_another_user", EVERYWHERE, another_user);
     suite.add("x_a_second_manager_is_refused", &[Mode::None], second_manager);
     suite.add("x_signals_and_stop_by_command", &[Mode::None], commands);
 }
@@ -233,6 +234,29 @@ fn environment(mode: Mode) {
     let manager = manager.start_ready(1);
     let pid = *manager.status().ready_pids().first().unwrap();
     assert!(manager.ask(pid, "/facts").body["env"]["INHERITED"].is_null());
+    manager.stop();
+}
+
+/// The manager stays root, its workers are not, with the user's own groups and home.
+fn another_user(mode: Mode) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let app = App::new(mode).set("user", "nobody");
+    let program = app.dir.path().join("worker");
+    fs::copy(std::env::current_exe().expect("this program"), &program).expect("a program that everybody may run");
+    let command = vec![program.display().to_string(), "--worker".to_owned()];
+    let manager = app.set("command", command).start_ready(1);
+    let facts = http::get(&manager.target(), "/facts").expect("an answer").body;
+    let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+    let nobody = passwd.lines().find(|line| line.starts_with("nobody:")).expect("nobody");
+    let fields: Vec<&str> = nobody.split(':').collect();
+    let four = |id: &str| [id; 4].join("\t");
+    assert_eq!(facts["status"]["Uid"], four(fields[2]));
+    assert_eq!(facts["status"]["Gid"], four(fields[3]));
+    assert_eq!((&facts["env"]["USER"], &facts["env"]["HOME"]), (&fields[0].into(), &fields[5].into()));
+    let uid_of_manager = proc::field(manager.pid(), "Uid").expect("the manager's user");
+    assert!(uid_of_manager.starts_with('0'), "{uid_of_manager}");
     manager.stop();
 }
 

@@ -49,6 +49,9 @@ pub(crate) fn run() -> ExitCode {
             waited_for.add(signal);
         }
     }
+    if settings.flag("ignore_abort") {
+        waited_for.add(Signal::SIGABRT);
+    }
     if let Err(error) = waited_for.thread_block() {
         let _ = writeln!(std::io::stderr(), "cannot block signals: {error}");
         return ExitCode::FAILURE;
