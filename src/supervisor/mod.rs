@@ -90,6 +90,9 @@ pub struct Supervisor {
     stop: Option<Stop>,
     counts: Counts,
     timers: Timers,
+    /// The first of them when it was last put right, and whether it has moved since.
+    first: Option<(Time, Timer)>,
+    first_moved: bool,
     /// Wanted slots that are empty and wait for nothing, those with the fewest restarts in a row first.
     vacant: BTreeSet<(u32, SlotId)>,
     /// Slots whose worker stopped accepting and has no replacement yet.
@@ -185,6 +188,8 @@ impl Supervisor {
             stop: None,
             counts: Counts::default(),
             timers: Timers::new(),
+            first: None,
+            first_moved: false,
             vacant: BTreeSet::new(),
             uncovered: BTreeSet::new(),
             queue: BTreeSet::new(),
@@ -209,6 +214,7 @@ impl Supervisor {
         let mut cx = Cx { now, out: actions };
         self.set_wanted(self.active.policy.workers.max(1), &mut cx);
         self.settle(&mut cx);
+        self.sort_timers();
     }
 
     /// Takes one event and adds what is to be done about it to `actions`, in the order in which it is to be done.
@@ -221,7 +227,7 @@ impl Supervisor {
             return;
         }
         match event {
-            Event::Tick => return self.tick(&mut cx),
+            Event::Tick => self.tick(&mut cx),
             Event::Started { worker, pid } => self.started(worker, pid, &mut cx),
             Event::StartFailed { worker, error } => self.start_failed(worker, &error, &mut cx),
             Event::Exited { worker, death } => self.exited(worker, death, &mut cx),
@@ -231,6 +237,7 @@ impl Supervisor {
             Event::Request { id, request } => self.request(id, request, &mut cx),
         }
         self.settle(&mut cx);
+        self.sort_timers();
     }
 
     /// When to send [`Event::Tick`] at the latest, and what that deadline is called. None: nothing is waited for.
@@ -244,11 +251,9 @@ impl Supervisor {
     }
 
     fn tick(&mut self, cx: &mut Cx<'_>) {
-        while let Some((at, timer)) = self.timers.first().copied()
-            && at <= cx.now
-        {
-            self.timers.remove(&(at, timer));
+        while let Some(timer) = self.take_due(cx.now) {
             self.ring(timer, cx);
+            self.sort_timers();
             if self.timers.first().is_none_or(|(at, _)| *at > cx.now) {
                 self.settle(cx);
             }
@@ -257,30 +262,13 @@ impl Supervisor {
 
     fn ring(&mut self, timer: Timer, cx: &mut Cx<'_>) {
         match timer {
-            Timer::Worker(id, clock) => {
-                if let Some(kept) = self.workers.get_mut(&id).and_then(|worker| worker.clock_mut(clock)) {
-                    *kept = None;
-                }
-                match clock {
-                    Clock::State => self.overdue(id, cx),
-                    Clock::Watchdog => self.silent(id, cx),
-                    Clock::Lifetime => self.lifetime_over(id, cx),
-                    Clock::Mask => self.arm(id, cx),
-                    Clock::Count => self.count_missing(id, cx),
-                }
-            }
-            Timer::Slot(id) => {
-                if let Some(slot) = self.slots.get_mut(&id) {
-                    slot.wait = None;
-                }
-                self.refresh(id);
-            }
-            Timer::Hold => {
-                if let Some(roll) = self.roll.as_mut() {
-                    roll.holds_until = None;
-                }
-                self.held(cx);
-            }
+            Timer::Worker(id, Clock::State) => self.overdue(id, cx),
+            Timer::Worker(id, Clock::Watchdog) => self.silent(id, cx),
+            Timer::Worker(id, Clock::Lifetime) => self.lifetime_over(id, cx),
+            Timer::Worker(id, Clock::Mask) => self.arm(id, cx),
+            Timer::Worker(id, Clock::Count) => self.count_missing(id, cx),
+            Timer::Slot(id) => self.refresh(id),
+            Timer::Hold => self.held(cx),
         }
     }
 

@@ -14,10 +14,10 @@ use crate::config::model::Ready;
 /// What one worker can be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Clock {
-    /// The one deadline of its state.
-    State,
     /// The longest silence between pings.
     Watchdog,
+    /// The one deadline of its state.
+    State,
     /// Its age.
     Lifetime,
     /// Its memory edge comes back.
@@ -30,7 +30,7 @@ impl Clock {
     /// How many there are.
     pub(super) const COUNT: usize = 5;
     /// All of them.
-    pub(super) const ALL: [Self; Self::COUNT] = [Self::State, Self::Watchdog, Self::Lifetime, Self::Mask, Self::Count];
+    pub(super) const ALL: [Self; Self::COUNT] = [Self::Watchdog, Self::State, Self::Lifetime, Self::Mask, Self::Count];
 }
 
 /// Whose deadline it is.
@@ -53,26 +53,100 @@ pub(super) fn deadline(from: Time, span: Duration) -> Option<Time> {
     (at.since_boot() < Duration::MAX).then_some(at)
 }
 
+/// One clock of one worker. Pings move a deadline away again and again, long before it is near; so its entry among all
+/// deadlines stays where it is, too early, and is put right once it is the first.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct Alarm {
+    /// When it rings.
+    pub(super) at: Option<Time>,
+    /// Where it stands among all deadlines: never later than `at`.
+    listed: Option<Time>,
+}
+
 impl Supervisor {
     /// Sets or clears one clock of one worker.
     pub(super) fn set_clock(&mut self, id: WorkerId, clock: Clock, at: Option<Time>) {
-        let Some(kept) = self.workers.get_mut(&id).and_then(|worker| worker.clock_mut(clock)) else {
+        let Some(alarm) = self.workers.get_mut(&id).and_then(|worker| worker.alarms.get_mut(clock as usize)) else {
             return;
         };
+        alarm.at = at;
         let timer = Timer::Worker(id, clock);
-        if let Some(old) = std::mem::replace(kept, at) {
-            self.timers.remove(&(old, timer));
-        }
-        if let Some(at) = at {
-            self.timers.insert((at, timer));
+        match (alarm.listed, at) {
+            (Some(listed), Some(at)) if listed <= at => self.first_moved |= self.first == Some((listed, timer)),
+            (listed, at) => {
+                alarm.listed = at;
+                if let Some(listed) = listed {
+                    self.timers.remove(&(listed, timer));
+                }
+                if let Some(at) = at {
+                    self.timers.insert((at, timer));
+                }
+            }
         }
     }
 
     /// Stops every clock of one worker.
     pub(super) fn clear_clocks(&mut self, id: WorkerId) {
-        for clock in Clock::ALL {
-            self.set_clock(id, clock, None);
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        for (alarm, clock) in worker.alarms.iter_mut().zip(Clock::ALL) {
+            if let Some(listed) = std::mem::take(alarm).listed {
+                self.timers.remove(&(listed, Timer::Worker(id, clock)));
+            }
         }
+    }
+
+    /// Puts the first of all deadlines right.
+    pub(super) fn sort_timers(&mut self) {
+        if self.timers.first() == self.first.as_ref() && !self.first_moved {
+            return;
+        }
+        self.first_moved = false;
+        while let Some((listed, timer)) = self.timers.first().copied() {
+            self.first = Some((listed, timer));
+            let Timer::Worker(id, clock) = timer else {
+                return;
+            };
+            let Some(alarm) = self.workers.get_mut(&id).and_then(|worker| worker.alarms.get_mut(clock as usize)) else {
+                return;
+            };
+            if alarm.at == Some(listed) {
+                return;
+            }
+            self.timers.remove(&(listed, timer));
+            alarm.listed = alarm.at;
+            if let Some(at) = alarm.at {
+                self.timers.insert((at, timer));
+            }
+        }
+        self.first = None;
+    }
+
+    /// The next deadline that has come, if one has; it is taken off the list.
+    pub(super) fn take_due(&mut self, now: Time) -> Option<Timer> {
+        self.sort_timers();
+        let (at, timer) = self.timers.first().copied().filter(|(at, _)| *at <= now)?;
+        self.timers.remove(&(at, timer));
+        match timer {
+            Timer::Worker(id, clock) => {
+                if let Some(alarm) = self.workers.get_mut(&id).and_then(|worker| worker.alarms.get_mut(clock as usize))
+                {
+                    *alarm = Alarm::default();
+                }
+            }
+            Timer::Slot(id) => {
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.wait = None;
+                }
+            }
+            Timer::Hold => {
+                if let Some(roll) = self.roll.as_mut() {
+                    roll.holds_until = None;
+                }
+            }
+        }
+        Some(timer)
     }
 
     /// Sets or clears the wait of a slot.

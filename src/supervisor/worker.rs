@@ -9,7 +9,7 @@ use super::id::{ConfigId, Generation, SlotId};
 use super::policy::Policy;
 use super::recycle::Cause;
 use super::time::Time;
-use super::timers::Clock;
+use super::timers::{Alarm, Clock};
 use super::verdict::Verdict;
 
 /// A generation: its number and what it is made from.
@@ -95,41 +95,42 @@ pub(super) enum Edge {
 /// One worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Worker {
-    pub(super) slot: SlotId,
     pub(super) release: Arc<Release>,
-    pub(super) pid: Option<u32>,
-    pub(super) quota: Option<u64>,
-    pub(super) lifetime: Option<Duration>,
     pub(super) phase: Phase,
-    /// When the phase began.
-    pub(super) since: Time,
-    pub(super) ready_at: Option<Time>,
     /// `READY=1` overtook the news of the exec.
     pub(super) said_ready: bool,
     /// `Gone` overtook `Exited`.
     pub(super) gone: bool,
-    /// Why it drains, if it does.
-    pub(super) drain: Option<Drain>,
     /// Whether our drain signal is out.
     pub(super) signalled: bool,
-    /// Our SIGABRT or SIGKILL is out; the verdict that it makes.
-    pub(super) kill: Option<Verdict>,
-    /// How often SIGKILL had to be repeated.
-    pub(super) repeats: u32,
-    /// It is to be replaced, and since which point in the line.
-    pub(super) due: Option<(Cause, u64)>,
     /// It asked for its replacement itself.
     pub(super) asked: bool,
+    pub(super) last_ping: Time,
+    /// In the order of [`Clock`].
+    pub(super) alarms: [Alarm; Clock::COUNT],
+    pub(super) requests: Option<u64>,
+    pub(super) quota: Option<u64>,
+    /// It is to be replaced, and since which point in the line.
+    pub(super) due: Option<(Cause, u64)>,
+    pub(super) ready_at: Option<Time>,
+    pub(super) slot: SlotId,
+    pub(super) pid: Option<u32>,
+    pub(super) lifetime: Option<Duration>,
+    /// When the phase began.
+    pub(super) since: Time,
+    /// Why it drains, if it does.
+    pub(super) drain: Option<Drain>,
+    /// Our SIGABRT or SIGKILL is out; the verdict that it makes.
+    pub(super) kill: Option<Verdict>,
     pub(super) edge: Edge,
+    /// How often SIGKILL had to be repeated.
+    pub(super) repeats: u32,
     /// The soft limit in force.
     pub(super) recycle_at: Option<u64>,
     /// The hard limit in force; what the budget counts.
     pub(super) memory_max: Option<u64>,
     pub(super) unreclaimable: Option<u64>,
-    pub(super) requests: Option<u64>,
     pub(super) status: String,
-    pub(super) last_ping: Time,
-    clocks: [Option<Time>; Clock::COUNT],
 }
 
 impl Worker {
@@ -164,7 +165,7 @@ impl Worker {
             requests: None,
             status: String::new(),
             last_ping: now,
-            clocks: [None; Clock::COUNT],
+            alarms: [Alarm::default(); Clock::COUNT],
             release,
         }
     }
@@ -186,12 +187,7 @@ impl Worker {
 
     /// When this clock rings.
     pub(super) fn clock(&self, clock: Clock) -> Option<Time> {
-        self.clocks.get(clock as usize).copied().flatten()
-    }
-
-    /// Where this clock's time is kept.
-    pub(super) fn clock_mut(&mut self, clock: Clock) -> Option<&mut Option<Time>> {
-        self.clocks.get_mut(clock as usize)
+        self.alarms.get(clock as usize).and_then(|alarm| alarm.at)
     }
 
     /// Bytes at which its memory matters next.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use paddock::config::model::Ready;
-use paddock::supervisor::action::Start;
+use paddock::supervisor::action::{Action, Start};
 use paddock::supervisor::event::{Ended, Event, Message, Request};
 use paddock::supervisor::id::{SlotId, WorkerId};
 use paddock::supervisor::note::{Note, NoteKind};
@@ -200,6 +200,10 @@ impl Judge {
         };
         self.drain_reason(id, &reason, step)?;
         let Some(life) = self.lives.get_mut(&id) else { return Ok(()) };
+        if life.phase == Phase::Ready && life.recycle_at.is_some() && life.edge != Edge::Lifted {
+            let lifted = step.actions.contains(&Action::ArmMemory { worker: id, edge: None });
+            law!(lifted, "{id} drains and its edge still throttles it");
+        }
         life.signalled = true;
         life.edge = Edge::Lifted;
         if life.phase < Phase::Draining {
@@ -363,10 +367,7 @@ impl Judge {
             let peak = death.peak.or(life.memory_max);
             law!(note.memory == peak, "the peak is {peak:?}: {note:?}");
         }
-        let swept = step
-            .actions
-            .iter()
-            .any(|action| matches!(action, paddock::supervisor::action::Action::Sweep { worker } if *worker == id));
+        let swept = step.actions.iter().any(|action| matches!(action, Action::Sweep { worker } if *worker == id));
         law!(swept != life.early_gone, "{id} is dead and not swept, or gone and swept");
         Ok(())
     }
@@ -377,7 +378,7 @@ impl Judge {
             return Ok(());
         }
         for started in step.actions.iter().filter_map(|action| match action {
-            paddock::supervisor::action::Action::Start(start) => Some(start),
+            Action::Start(start) => Some(start),
             _ => None,
         }) {
             let slot = step.after.slots.iter().find(|view| view.slot == started.slot);
@@ -388,7 +389,7 @@ impl Judge {
             for other in step.after.slots.iter().filter(|other| tried.is_none() || other.worker != tried) {
                 let waits = other.wanted && other.replacement.is_none() && other.backoff_until.is_none();
                 let Some(theirs) = other.worker.filter(|_| waits).and_then(cause) else { continue };
-                law!(mine <= theirs, "{started:?} for {mine} goes before slot {} for {theirs}", other.slot);
+                law!(rank(mine) <= rank(theirs), "{started:?} for {mine} goes before slot {} for {theirs}", other.slot);
             }
             law!(mine != Cause::Scale, "{started:?} for a slot that is given up");
         }
@@ -399,4 +400,10 @@ impl Judge {
     pub(crate) fn trying(&self, step: &Step<'_>) -> bool {
         step.after.roll.as_ref().is_some_and(|roll| roll.stage == RollStage::Canary)
     }
+}
+
+/// The order in which replacements wait for their turn.
+fn rank(cause: Cause) -> usize {
+    let order = [Cause::Memory, Cause::Operator, Cause::Reload, Cause::Lifetime, Cause::Quota, Cause::Scale];
+    order.iter().position(|other| *other == cause).unwrap_or(order.len())
 }

@@ -94,6 +94,8 @@ pub(crate) struct Judge {
     /// Requests with an answer to come.
     pub(crate) open: BTreeSet<RequestId>,
     pub(crate) answered: BTreeSet<RequestId>,
+    /// Recycles that were asked for: where, and whom the client wants to be rid of.
+    pub(crate) recycles: BTreeMap<RequestId, (SlotId, Option<WorkerId>)>,
     pub(crate) next_rolls: BTreeSet<RequestId>,
     pub(crate) roll: Option<RollModel>,
     pub(crate) next_generation: u64,
@@ -132,6 +134,7 @@ impl Judge {
             last_worker: 0,
             open: BTreeSet::new(),
             answered: BTreeSet::new(),
+            recycles: BTreeMap::new(),
             next_rolls: BTreeSet::new(),
             roll: None,
             next_generation: 2,
@@ -291,6 +294,12 @@ impl Judge {
                     self.next_rolls.extend(id);
                 }
             }
+            Request::Recycle { slot } => {
+                let view = step.before.slots.iter().find(|view| view.slot == *slot);
+                let current = view.and_then(|view| view.worker);
+                let old = current.filter(|old| self.lives.get(old).is_some_and(|life| !life.phase.starting()));
+                self.recycles.extend(id.map(|id| (id, (*slot, old))));
+            }
             Request::Stop { fast } => self.stop = Some(self.stop.unwrap_or(false) || *fast),
             Request::Terminate => self.stop = Some(step.before.stopping),
             _ => {}
@@ -349,6 +358,12 @@ impl Judge {
         }
         law!(self.open.remove(&request), "{request} is answered although it is not open");
         law!(self.answered.insert(request), "{request} is answered twice");
+        if let (Some((slot, old)), Response::Done { .. }) = (self.recycles.get(&request), response) {
+            let mut here = self.lives.iter().filter(|(_, life)| life.slot == *slot);
+            let new = here.any(|(id, life)| Some(*id) > *old && life.ready_at.is_some() && life.phase.alive());
+            let gone = old.is_none_or(|old| self.lives.get(&old).is_none_or(|life| !life.phase.alive()));
+            law!(new && gone, "the recycle of {old:?} in slot {slot} is done: replaced {new}, gone {gone}");
+        }
         if let (Some(Request::Scale { workers }), Response::Done { .. }) = (step.request(), response) {
             law!(step.after.wanted == *workers, "{workers} were promised, {} are wanted", step.after.wanted);
         }
