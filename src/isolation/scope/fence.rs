@@ -222,22 +222,21 @@ impl Fence for ScopeFence {
 
     fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
         Box::pin(async move {
-            // A cgroup that is being removed reads as if nothing had ever been in it (seen on 6.1).
-            let peak = self.group.memory().ok().and_then(|reading| reading.peak).filter(|&peak| peak > 0);
             let counted = self.group.events().ok().map(|events| events.oom_kill > self.kills_before);
-            let oom_killed = if counted == Some(true) {
+            // Counters of a cgroup that nothing was ever charged to are not the worker's (seen on 6.1 with systemd 252).
+            let peak = self.group.peak().filter(|&peak| peak > 0);
+            let oom_killed = match counted {
                 // The counter rises before the signal is sent (mm/oom_kill.c): no need to look twice.
-                Some(true)
-            } else {
+                Some(true) => Some(true),
+                Some(false) if peak.is_some() => Some(false),
                 // systemd removes the cgroup, but looks at the counter before it does.
-                match self.bus.scope_result(&self.unit).await {
+                _ => match self.bus.scope_result(&self.unit).await {
                     Ok(result) => Some(result == "oom-kill"),
-                    Err(_) if counted.is_some() && peak.is_some() => Some(false),
                     Err(error) => {
                         tracing::warn!(unit = self.unit, "how it ended cannot be known: {error}");
                         None
                     }
-                }
+                },
             };
             let limit = self.limits.borrow().memory_max;
             DeathFacts { oom_killed, peak: peak.or(limit.filter(|_| oom_killed == Some(true))) }

@@ -101,9 +101,14 @@ impl Group {
         Ok(MemoryReading {
             current: self.number("memory.current")?,
             unreclaimable: of("anon").saturating_add(of("shmem")).saturating_add(kernel),
-            peak: self.number("memory.peak").ok(),
+            peak: self.peak(),
             limit: self.number("memory.max").ok().filter(|&limit| limit != u64::MAX),
         })
+    }
+
+    /// The most that was ever held, where the kernel says (Linux 5.19).
+    pub(super) fn peak(&self) -> Option<u64> {
+        self.number("memory.peak").ok()
     }
 
     /// The counters that matter.

@@ -418,6 +418,10 @@ async fn the_verdict_comes_from_the_file_or_else_from_systemd() {
     fake.world.lock().unwrap().result = "oom-kill".into();
     assert_eq!(fence.death_facts().await, killed);
 
+    // What was charged for a worker counts for it as well.
+    std::fs::write(group.join("memory.peak"), "4096\n").unwrap();
+    assert_eq!(fence.death_facts().await, DeathFacts { oom_killed: Some(false), peak: Some(4096) });
+
     // systemd was faster and has removed the cgroup.
     std::fs::remove_dir_all(&group).unwrap();
     for (result, oom_killed) in [("oom-kill", true), ("success", false), ("timeout", false)] {
