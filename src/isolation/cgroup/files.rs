@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_key_is_not_taken_for_another_that_begins_alike() {
-        let text = "oom 3\noom_kill 2\noom_group_kill x\nlow\n";
+        let text = "oom_kill 2\noom 3\noom_group_kill x\nlow\n";
         assert_eq!(value_of(text, "oom"), Some(3));
         assert_eq!(value_of(text, "oom_kill"), Some(2));
         assert_eq!(value_of(text, "oom_group_kill"), None);
