@@ -22,6 +22,7 @@ use crate::worker::files::Files;
 use crate::worker::gate;
 use crate::worker::process::Process;
 
+use super::origin;
 use super::state::{Record, State};
 use super::worker::Worker;
 
@@ -50,8 +51,13 @@ pub async fn find(
     mut stored: BTreeMap<WorkerId, OwnedFd>,
     log: &Log,
 ) -> Result<Found, FenceError> {
-    let mut leftovers: BTreeMap<String, Leftover> =
-        isolation.leftovers(app).await?.into_iter().map(|leftover| (leftover.name.unique.clone(), leftover)).collect();
+    let mut leftovers: BTreeMap<String, Leftover> = isolation
+        .leftovers(app)
+        .await?
+        .into_iter()
+        .filter(|leftover| origin::is_of(directory, leftover))
+        .map(|leftover| (origin::asked_for(&leftover.name.unique).to_owned(), leftover))
+        .collect();
     let mut found = Found::default();
     let Some(state) = state else {
         found.strays = leftovers.into_values().collect();

@@ -9,6 +9,7 @@ pub mod generation;
 pub mod launch;
 pub mod listeners;
 pub mod manager;
+pub mod origin;
 pub mod perform;
 pub mod reap;
 pub mod recover;

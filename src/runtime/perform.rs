@@ -13,6 +13,7 @@ use crate::worker::files::Files;
 use super::clock;
 use super::launch;
 use super::manager::Manager;
+use super::origin;
 use super::watch;
 use super::worker::Worker;
 
@@ -106,7 +107,7 @@ impl Manager {
             let _ = self.events.send(failed(format!("configuration {} is not here any more", start.config)));
             return;
         };
-        let unique = format!("{:x}_{id}", self.started.since_boot().as_micros());
+        let unique = origin::unique(&self.directory, self.started, id);
         let owner = prepared.account.as_ref().map(|account| (account.uid, account.gid));
         let worker = match Worker::prepare(start, clock::now(), unique, Files::new(&self.directory, id), owner) {
             Ok(worker) => Rc::new(worker),

@@ -1,5 +1,6 @@
 //! From a configuration to a manager that is ready to turn: what `run` and `check` have in common.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use crate::config::diagnostic::Diagnostics;
@@ -12,6 +13,7 @@ use crate::supervisor::note::Level;
 use crate::systemd::activation::{self, Inherited};
 
 use super::generation::{self, Prepared, Problem};
+use super::origin;
 
 /// Why there is nothing to run: what to say, and the exit code.
 #[derive(Debug, Clone)]
@@ -107,12 +109,13 @@ pub async fn fence_again(
     Ok((chosen.isolation, chosen.above))
 }
 
-/// Stop what dead managers of the app left; how many workers that were.
+/// Stop what dead managers of the app left that had this runtime directory; how many workers that were.
 ///
 /// # Errors
 /// The fences cannot be listed, or one of them could not be swept.
-pub async fn sweep_leftovers(isolation: &dyn Isolation, app: &str) -> Result<usize, Refusal> {
-    let leftovers = isolation.leftovers(app).await.map_err(Refusal::of_machine)?;
+pub async fn sweep_leftovers(isolation: &dyn Isolation, app: &str, directory: &Path) -> Result<usize, Refusal> {
+    let mut leftovers = isolation.leftovers(app).await.map_err(Refusal::of_machine)?;
+    leftovers.retain(|leftover| origin::is_of(directory, leftover));
     let count = leftovers.len();
     for leftover in leftovers {
         leftover.fence.sweep().await.map_err(Refusal::of_machine)?;

@@ -44,11 +44,6 @@ impl Marks {
         }
     }
 
-    /// Whether the app's name alone says whose slice and fences are meant.
-    pub fn are_of_usual_directory(&self) -> bool {
-        self.slice.is_some()
-    }
-
     /// Whether this is a worker's file in the runtime directory.
     fn has(&self, path: &Path) -> bool {
         path.file_name().and_then(|name| name.to_str()).is_some_and(is_worker_file)

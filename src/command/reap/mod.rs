@@ -76,9 +76,7 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
     let outcome = stop(&marks, GRACEFUL).map_err(|error| Refusal::failed(&error))?;
     remove_files(&path);
     StateFile::new(&path).remove();
-    if marks.are_of_usual_directory() {
-        sweep_fences(app)?;
-    }
+    sweep_fences(app, &path)?;
     if !outcome.stuck.is_empty() {
         let pids: Vec<String> = outcome.stuck.iter().map(|pid| pid.as_raw_pid().to_string()).collect();
         return Err(Refusal::failed(&format!("killed, and not gone: process {}", pids.join(", "))));
@@ -91,16 +89,17 @@ fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
     })
 }
 
-/// Remove what is left of the fences, failed scopes above all. They are found by the app's name alone, which is the app's
-/// only where its runtime directory is the usual one.
-fn sweep_fences(app: &str) -> Result<(), Refusal> {
+/// Remove what is left of the fences, failed scopes above all.
+fn sweep_fences(app: &str, directory: &Path) -> Result<(), Refusal> {
     // For fences that are made; none is.
     let signal = crate::config::model::Signal(nix::libc::SIGTERM);
     let drain = Drain { signal, graceful: GRACEFUL };
     let swept = setup::on_the_loop(async {
         let chosen =
             select::choose(IsolationChoice::Auto, app, drain).await.map_err(|error| Refusal::failed(&error))?;
-        setup::sweep_leftovers(&*chosen.isolation, app).await.map_err(|error| Refusal::failed(&error.message))
+        setup::sweep_leftovers(&*chosen.isolation, app, directory)
+            .await
+            .map_err(|error| Refusal::failed(&error.message))
     });
     swept.map_err(|error| Refusal::failed(&error.message))?.map(drop)
 }
