@@ -154,10 +154,9 @@ impl Listeners {
             .collect()
     }
 
-    /// Close all, and take away the names of those that we bound: at a clean stop.
-    pub fn close(self) {
-        drop(self.sockets);
-        for own in self.own_paths {
+    /// Take away the names of those that we bound: at a clean stop, right before all are closed.
+    pub fn unlink_own(&self) {
+        for own in &self.own_paths {
             // Somebody may have put something else there since.
             if identity(&own.path).is_ok_and(|now| now == own.identity) {
                 let _ = std::fs::remove_file(&own.path);
@@ -367,7 +366,8 @@ mod tests {
             open(Inherited::default(), &listen(&[BindAddress::Unix(path.clone())])),
             Err(ListenError::InUse { .. })
         ));
-        listeners.close();
+        listeners.unlink_own();
+        drop(listeners);
         assert!(!path.exists());
         std::fs::remove_dir_all(directory).unwrap();
     }
@@ -383,7 +383,8 @@ mod tests {
         let listeners = open(Inherited::default(), &wanted).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "somebody else's").unwrap();
-        listeners.close();
+        listeners.unlink_own();
+        drop(listeners);
         assert!(path.exists());
         std::fs::remove_dir_all(directory).unwrap();
     }
@@ -432,7 +433,8 @@ mod tests {
         drop(earlier);
         let again = Listeners::open(Inherited::default(), &listen(&addresses), kept).unwrap();
         assert_eq!(again.describe(), before);
-        again.close();
+        again.unlink_own();
+        drop(again);
         assert!(!path.exists());
         std::fs::remove_dir_all(directory).unwrap();
     }

@@ -431,9 +431,7 @@ impl Manager {
         for worker in std::mem::take(&mut self.workers).into_values() {
             worker.release_tasks();
         }
-        if let Some(listeners) = Rc::into_inner(self.listeners) {
-            listeners.close();
-        }
+        self.listeners.unlink_own();
         self.log.flush();
     }
 }
