@@ -71,7 +71,7 @@ fn b09_jitter(mode: Mode) {
         let text = std::fs::read_to_string(&draws).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     };
-    proc::wait_until(Duration::from_mins(1), "1000 lives", || read().len() >= 1000);
+    proc::wait_until(Duration::from_mins(3), "1000 lives", || read().len() >= 1000);
     let quota = manager.status().workers().iter().find(|worker| worker.slot() == 0).and_then(Worker::quota);
     let draws = read();
     assert!(draws.iter().all(|draw| (1000..=1200).contains(draw)), "{draws:?}");
