@@ -71,6 +71,32 @@ def test_an_exhausted_default_executor_stops_the_pings(manager: Manager) -> None
     eventually(silent, "a second without a ping")
 
 
+def test_a_hung_thread_of_wsgi_gets_a_substitute(manager: Manager) -> None:
+    worker = manager.start("wsgi", "plain:application", "--threads=2", "--request-timeout=0.5").ready()
+    with manager.client() as one, manager.client() as two, manager.client() as three:
+        one.send("/sleep/60")
+        two.send("/sleep/60")
+        time.sleep(0.2)
+        # Both threads are taken for a minute.
+        assert three.get().text == str(worker.pid)
+
+
+def test_a_full_pool_leaves_new_connections_to_others(manager: Manager) -> None:
+    worker = manager.start("wsgi", "plain:application", "--threads=1").ready()
+    with manager.client() as busy:
+        busy.send("/sleep/3")
+        time.sleep(0.3)
+        with manager.client() as late:
+            late.send()
+            other = manager.start("wsgi", "plain:application").ready()
+            assert late.receive().text == str(other.pid)
+        assert busy.receive().text == str(worker.pid)
+        # And it takes part again.
+        other.drain()
+        assert other.wait() == 0
+        assert manager.get().text == str(worker.pid)
+
+
 def test_a_websocket_is_told_goodbye(manager: Manager) -> None:
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect

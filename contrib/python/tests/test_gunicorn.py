@@ -167,14 +167,16 @@ def test_it_survives_its_manager(manager: Manager, name: str) -> None:
     script.write_text(
         "import os, sys\n"
         "if os.fork(): os.wait(); sys.exit()\n"
-        "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        "os.environ['LISTEN_PID'] = os.environ['WATCHDOG_PID'] = str(os.getpid())\n"
         "open('child', 'w').write(str(os.getpid()))\n"
         f"os.execv(sys.executable, [sys.executable, '-m', 'paddock_worker', 'gunicorn', {target!r}, *{CLASSES[name]!r}])\n"
     )
-    worker = manager.start(command=[sys.executable, str(script)])
+    # The watchdog makes gunicorn's loops come round more often than once in half a minute.
+    worker = manager.start(command=[sys.executable, str(script)], WATCHDOG_USEC=1_200_000)
     child = int(worker.wait_for("READY") and (manager.directory / "child").read_text())
     try:
         assert manager.get().text == str(child)
+        time.sleep(1.2)
         worker.process.kill()
         worker.process.wait()
         # Longer than gunicorn's loops take to look at their parent.

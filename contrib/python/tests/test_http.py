@@ -222,6 +222,13 @@ def test_a_streaming_request_is_not_hung(manager: Manager, server: list[str]) ->
     assert not worker.values("X_PADDOCK_RECYCLE")
 
 
+def test_a_stream_that_stops_moving_is_hung(manager: Manager, server: list[str]) -> None:
+    worker = manager.start(*server, "--request-timeout=0.5").ready()
+    with manager.client() as client:
+        client.send("/stream/3/2")
+        worker.wait_for("X_PADDOCK_RECYCLE", "1", 5)
+
+
 def test_a_client_that_does_not_read_is_not_a_hung_request(manager: Manager, server: list[str]) -> None:
     worker = manager.start(*server, "--request-timeout=0.4").ready()
     with manager.client() as client:

@@ -101,8 +101,8 @@ class Environment:
 class Listener(socket.socket):
     """A listening socket that the manager and the sibling workers hold too.
 
-    Whatever is set on it is set for all of them, so: its backlog is left alone, and it is made non-blocking once and never
-    blocking again. Setting it is harmless to siblings, which are workers of the same kind. A service manager may have cleared
+    Whatever is set on it is set for all of them, so: its backlog is left alone, and it is made non-blocking (by the server, or
+    at the latest here) and never blocking again. Setting it is harmless to siblings, which are workers of the same kind. A service manager may have cleared
     the flag since (systemd does at each start of a service without ``NonBlocking=yes``); a worker that then loses the race
     for a connection would hang in accept(), hence the look before each one.
     """
@@ -168,9 +168,7 @@ def listeners(env: Environment, wanted: tuple[str, ...] = ()) -> list[Listener]:
         finally:
             probe.detach()
         if listening:
-            listener = Listener(fileno=fd)
-            listener.setblocking(False)
-            found.append(listener)
+            found.append(Listener(fileno=fd))
     if not found:
         raise EnvironmentProblem(
             "no listening socket was passed in. Start the worker through its manager, for example: "

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -56,19 +57,14 @@ class _Task(WSGITask):  # type: ignore[misc]
     """One request in its thread."""
 
     def service(self) -> None:
-        channel, server = self.channel, self.channel.server.paddock
-        requests = server.worker.requests
+        channel, requests = self.channel, self.channel.server.paddock.worker.requests
         request = requests.begin(self.request)
         channel.paddock_request = request
         try:
             super().service()
         finally:
             channel.paddock_request = None
-            was_full = server.saturated()
             requests.end(request)
-            if was_full and not channel.connected:
-                # The channel wakes the loop only for a client that is still there, but the loop waits for a free thread.
-                server.wake()
 
     def build_response_header(self) -> bytes:
         if self.channel.server.paddock.worker.draining:
@@ -84,6 +80,12 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _ErrorTask
     paddock_request: Optional[Request] = None
     paddock_seen: tuple[float, float] = (0.0, 0.0)
+
+    def service(self) -> None:
+        try:
+            super().service()
+        finally:
+            self.server.paddock.task_done()
 
     def write_soon(self, data: Any) -> int:
         written: int
@@ -128,6 +130,10 @@ class _Base:
     def set_reuse_addr(self) -> None:
         """Nothing: the socket is bound already, and its options are its owner's."""
 
+    def add_task(self, task: _Channel) -> None:
+        self.paddock.task_given()
+        super().add_task(task)  # type: ignore[misc]
+
     def readable(self) -> bool:
         # Without a free thread a new connection is better left to the siblings.
         ready: bool = super().readable()  # type: ignore[misc]
@@ -162,6 +168,8 @@ class Server:
         self._spares = 0
         self._pool = Pool(self._threads)
         self._dispatcher.set_thread_count(self._threads)
+        self._tasks = 0
+        self._tasks_lock = allocate_lock()
         self._drain_wanted = False
         self._drain_began: Optional[float] = None
         worker.requests.describe = lambda request: f"{request.command} {request.path}"
@@ -183,7 +191,21 @@ class Server:
 
     def saturated(self) -> bool:
         """Whether every thread has a request, counting those that wait for one."""
-        return self.worker.requests.in_flight + len(self._dispatcher.queue) >= self.threads
+        return self._tasks >= self.threads
+
+    def task_given(self) -> None:
+        """A request is complete and waits for a thread."""
+        with self._tasks_lock:
+            self._tasks += 1
+
+    def task_done(self) -> None:
+        """A thread is free again."""
+        with self._tasks_lock:
+            was_full = self.saturated()
+            self._tasks -= 1
+        if was_full:
+            # The loop has left the listeners out of its poll.
+            self.wake()
 
     def wake(self) -> None:
         """Makes the loop look around. For any thread, and for signal handlers."""
@@ -258,7 +280,7 @@ class Server:
             quiet = channel.quiet_since(began)
             if quiet is not None and now - quiet >= self._patience(channel) and not channel.bytes_waiting():
                 channel.handle_close()
-        return not self._channels() and not self.worker.requests.in_flight and not self._dispatcher.queue
+        return not self._channels() and not self._tasks
 
 
 def _server_options(argv: Sequence[str], *, only_help: bool = False) -> tuple[str, dict[str, Any]]:
