@@ -83,3 +83,64 @@ fn nothing() -> Result<Chosen, String> {
     let isolation = NoneIsolation::new().map_err(|error| error.to_string())?;
     Ok(Chosen { isolation: Rc::new(isolation), above: None, explanation: "isolation none".to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::model::Signal;
+
+    fn choose_now(choice: IsolationChoice) -> Result<Chosen, Unavailable> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let drain = Drain { signal: Signal(15), graceful: Duration::from_secs(1) };
+        runtime.block_on(choose(choice, "select", drain))
+    }
+
+    /// Whether this machine has it, and if not, why; a mode that was asked for is that mode or an error that says so.
+    fn asked(choice: IsolationChoice, mode: Mode) -> Result<(), String> {
+        match choose_now(choice) {
+            Ok(chosen) => {
+                assert_eq!(chosen.isolation.mode(), mode);
+                assert!(chosen.explanation.starts_with(&format!("isolation {mode}")), "{}", chosen.explanation);
+                Ok(())
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.starts_with(&format!("isolation = \"{mode}\" is not available here: ")), "{text}");
+                Err(error.reason)
+            }
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_best_that_is_there_and_explains_the_others() {
+        let scope = asked(IsolationChoice::Scope, Mode::Scope);
+        let cgroup = asked(IsolationChoice::Cgroup, Mode::Cgroup);
+        asked(IsolationChoice::None, Mode::None).unwrap();
+        let chosen = choose_now(IsolationChoice::Auto).unwrap();
+        let mut better = vec![(Mode::Scope, scope), (Mode::Cgroup, cgroup)];
+        if let Some(best) = better.iter().position(|(_, there)| there.is_ok()) {
+            assert_eq!(chosen.isolation.mode(), better[best].0);
+            better.truncate(best);
+        } else {
+            assert_eq!(chosen.isolation.mode(), Mode::None);
+        }
+        for (mode, reason) in better {
+            assert!(chosen.explanation.contains(&format!("{mode} is not available: ")), "{}", chosen.explanation);
+            assert!(reason.is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_said() {
+        let limits = FenceLimits { memory_max: Some(5), tasks_max: Some(6), cpu_weight: Some(7), swap_max: Some(0) };
+        let said = warnings(Mode::None, &limits).join("\n");
+        for words in ["memory.max 5 is not enforced", "tasks_max 6", "cpu_weight 7"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(!said.contains("swap"), "{said}");
+        assert!(warnings(Mode::Cgroup, &limits).is_empty());
+        assert!(warnings(Mode::None, &FenceLimits::default()).is_empty());
+    }
+}
