@@ -1,6 +1,7 @@
 //! The manager of one app: everything that its loop holds, and the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -168,10 +169,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         strays: parts.strays,
         exit: None,
     };
-    let listeners = Rc::clone(&manager.listeners);
-    for socket in listeners.own() {
-        manager.keep_safe("listen", std::os::fd::AsFd::as_fd(&socket.fd));
-    }
+    manager.keep_own_listeners_safe();
     let mut actions = Vec::new();
     if let Some((state, found)) = parts.inherited {
         manager.resume(state, found, now, &mut actions);
@@ -348,6 +346,14 @@ impl Manager {
         self.supervisor.resume(&found.unheard, now, actions);
         self.carry_out(actions);
         self.strays.extend(found.strays);
+    }
+
+    /// Nobody else holds these for the next manager.
+    fn keep_own_listeners_safe(&mut self) {
+        let listeners = Rc::clone(&self.listeners);
+        for socket in listeners.own() {
+            self.keep_safe("listen", socket.fd.as_fd());
+        }
     }
 
     /// Our own workers serve: what an earlier manager left and nobody knows is not needed any more.
