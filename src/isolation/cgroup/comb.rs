@@ -95,7 +95,8 @@ impl Drawing {
 /// be if the cache stays, and equal steps up to the limit.
 fn lines(edge: u64, now: &MemoryReading) -> Vec<u64> {
     let limit = now.limit.unwrap_or(u64::MAX);
-    let end = limit.min(edge.saturating_mul(2));
+    // Up to the limit, for the same lines serve the second edge, which lies halfway: exactly on one of them.
+    let end = now.limit.unwrap_or_else(|| edge.saturating_mul(2));
     let step = (end.saturating_sub(edge) / LINES).max(1);
     let exact = now.current.saturating_add(edge.saturating_sub(now.unreclaimable));
     let mut found: Vec<u64> = (0..LINES)
@@ -123,6 +124,13 @@ mod tests {
         assert!(found.contains(&850), "{found:?}");
         assert_eq!(found.first(), Some(&800));
         assert!(found.iter().all(|&line| line < 1000));
+    }
+
+    #[test]
+    fn the_lines_reach_to_the_limit_and_one_is_the_second_edge() {
+        let found = lines(80 << 20, &holding(0, 0, Some(240 << 20)));
+        assert!(found.contains(&(160 << 20)), "{found:?}");
+        assert!(found.last().is_some_and(|last| *last > 220 << 20), "{found:?}");
     }
 
     #[test]
