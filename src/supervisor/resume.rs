@@ -49,6 +49,7 @@ impl Supervisor {
         self.told_status = None;
         self.changed = true;
         self.settle(&mut cx);
+        self.sort_timers();
     }
 
     /// Every worker of which something may be left, for whoever has to look after them.

@@ -77,7 +77,7 @@ impl Judge {
             let due = step.before.workers.iter().any(|view| view.worker == **other && view.due.is_some())
                 || step.said(NoteKind::RecycleDue, **other);
             let may = match life.phase {
-                Phase::Ready => due || first_of_roll,
+                Phase::Ready => (due || first_of_roll) && !(self.trying(step) && self.is_canary(**other)),
                 Phase::Draining | Phase::Leftover => true,
                 Phase::Asked | Phase::Starting | Phase::Aborting | Phase::Killing => {
                     step.after.slots.iter().all(|view| view.worker != Some(**other))
@@ -244,7 +244,25 @@ impl Judge {
         if successor || step.said(NoteKind::DrainFirst, id) {
             return Ok(());
         }
+        self.check_turn_of(id, reason, step)?;
         self.stop_first(id, step)
+    }
+
+    /// Nobody is stopped first while a worker with a more pressing cause waits for its turn.
+    fn check_turn_of(&self, id: WorkerId, reason: &str, step: &Step<'_>) -> Law {
+        if self.roll.is_some() || step.before.roll.is_some() {
+            return Ok(());
+        }
+        for view in step.after.slots.iter().filter(|view| view.wanted && view.replacement.is_none()) {
+            let waits = view.backoff_until.is_none();
+            let worker = step.before.workers.iter().find(|worker| Some(worker.worker) == view.worker);
+            let Some(cause) = worker.filter(|worker| waits && worker.worker != id).and_then(|worker| worker.due) else {
+                continue;
+            };
+            let still = self.lives.get(&view.worker.unwrap_or(id)).is_some_and(|life| life.phase == Phase::Ready);
+            law!(!still || rank(cause) >= rank_of(reason), "{id} for {reason} goes before {view:?} for {cause}");
+        }
+        Ok(())
     }
 
     /// Stop-first: only where nothing may overlap or nothing more fits, and only while nearly all slots serve.
@@ -396,14 +414,24 @@ impl Judge {
         Ok(())
     }
 
+    fn is_canary(&self, id: WorkerId) -> bool {
+        self.roll.as_ref().is_some_and(|roll| roll.canary == Some(id))
+    }
+
     /// Whether this step's roll is in its canary stage.
     pub(crate) fn trying(&self, step: &Step<'_>) -> bool {
         step.after.roll.as_ref().is_some_and(|roll| roll.stage == RollStage::Canary)
     }
 }
 
+/// The same for the word that a note has for it.
+fn rank_of(reason: &str) -> usize {
+    let order = ["memory", "operator", "reload", "lifetime", "quota", "scale"];
+    order.iter().position(|other| *other == reason).unwrap_or(order.len())
+}
+
 /// The order in which replacements wait for their turn.
-fn rank(cause: Cause) -> usize {
+pub(crate) fn rank(cause: Cause) -> usize {
     let order = [Cause::Memory, Cause::Operator, Cause::Reload, Cause::Lifetime, Cause::Quota, Cause::Scale];
     order.iter().position(|other| *other == cause).unwrap_or(order.len())
 }

@@ -14,7 +14,7 @@ use paddock::supervisor::snapshot::Snapshot;
 use paddock::supervisor::time::Time;
 use paddock::supervisor::verdict::Verdict;
 
-use crate::model::{Life, Phase, Place};
+use crate::model::{Life, Phase, Place, finite};
 
 /// What a law says when it is broken.
 pub(crate) type Law = Result<(), String>;
@@ -32,7 +32,7 @@ macro_rules! law {
 /// One step as the judge sees it.
 #[derive(Debug)]
 pub(crate) struct Step<'a> {
-    /// None: the start.
+    /// None: the start, or a take-over.
     pub(crate) event: Option<&'a Event>,
     pub(crate) now: Time,
     pub(crate) actions: &'a [Action],
@@ -161,6 +161,30 @@ impl Judge {
             self.one(&step, core)?;
         }
         self.before = Some(after);
+        Ok(())
+    }
+
+    /// Judges what the core does when another process has taken it over. Pings were lost, edges may have been.
+    pub(crate) fn judge_resume(
+        &mut self,
+        unheard: &BTreeSet<WorkerId>,
+        now: Time,
+        actions: &[Action],
+        core: &Supervisor,
+    ) -> Law {
+        for life in self.lives.values_mut().filter(|life| life.phase == Phase::Ready) {
+            life.watchdog = life.policy.watchdog.and_then(|span| finite(now, span));
+            life.mask = None;
+        }
+        self.judge(None, now, actions, core)?;
+        for id in unheard {
+            let lost = self.lives.get(id).filter(|life| life.phase == Phase::Starting && !self.over);
+            law!(lost.is_none_or(|life| life.policy.ready == Ready::Settle), "{id} may be ready and waits in vain");
+        }
+        for (id, life) in self.lives.iter().filter(|(_, life)| life.phase == Phase::Ready) {
+            let edge = Action::ArmMemory { worker: *id, edge: life.edge_bytes() };
+            law!(life.recycle_at.is_none() || actions.contains(&edge), "nobody watches the memory of {id} any more");
+        }
         Ok(())
     }
 

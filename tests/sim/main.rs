@@ -80,7 +80,7 @@ fn a_recorded_trace_is_judged_again() {
         }
         let line: Line = serde_json::from_str(line).unwrap();
         case.now = line.now;
-        law = case.step(&line.event, &mut actions);
+        law = case.step(&line.input, &mut actions);
     }
     if let Err(why) = law {
         panic!("{}", case.report(&why));

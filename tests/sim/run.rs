@@ -1,5 +1,6 @@
 //! One simulated life of an app, and its trace.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use paddock::config::model::Signal;
 use paddock::supervisor::Supervisor;
 use paddock::supervisor::action::Action;
 use paddock::supervisor::event::{Event, Request};
-use paddock::supervisor::id::{ConfigId, RequestId, SlotId};
+use paddock::supervisor::id::{ConfigId, RequestId, SlotId, WorkerId};
 use paddock::supervisor::policy::Policy;
 use paddock::supervisor::time::Time;
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,15 @@ pub(crate) struct Header {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Line {
     pub(crate) now: Time,
-    pub(crate) event: Event,
+    pub(crate) input: Input,
+}
+
+/// What the core was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Input {
+    Event(Event),
+    /// Another process took it over; nobody heard these workers meanwhile.
+    Resume(BTreeSet<WorkerId>),
 }
 
 /// The core under judgement.
@@ -58,10 +67,17 @@ impl Case {
     }
 
     /// One step, judged.
-    pub(crate) fn step(&mut self, event: &Event, actions: &mut Vec<Action>) -> Law {
-        self.trace.push(Line { now: self.now, event: event.clone() });
+    pub(crate) fn step(&mut self, input: &Input, actions: &mut Vec<Action>) -> Law {
+        self.trace.push(Line { now: self.now, input: input.clone() });
         actions.clear();
-        self.core.step(event.clone(), self.now, actions);
+        match input {
+            Input::Event(event) => self.core.step(event.clone(), self.now, actions),
+            Input::Resume(unheard) => {
+                let text = serde_json::to_string(&self.core).map_err(|error| error.to_string())?;
+                self.core = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+                self.core.resume(unheard, self.now, actions);
+            }
+        }
         for action in actions.iter() {
             match action {
                 Action::Note(note) => self.said.push(format!("{} {}", self.now, note.message)),
@@ -71,7 +87,10 @@ impl Case {
                 _ => {}
             }
         }
-        self.judge.judge(Some(event), self.now, actions, &self.core)
+        match input {
+            Input::Event(event) => self.judge.judge(Some(event), self.now, actions, &self.core),
+            Input::Resume(unheard) => self.judge.judge_resume(unheard, self.now, actions, &self.core),
+        }
     }
 
     /// Writes the trace down; says where.
@@ -179,17 +198,20 @@ impl Run {
     }
 
     fn step(&mut self, event: &Event, case: &mut Case) -> Law {
-        let mut actions = std::mem::take(&mut self.actions);
-        let law = case.step(event, &mut actions);
-        self.carry_out(&actions, case.now);
-        self.actions = actions;
-        law?;
-        if self.dice.between(0, 499) == 0 {
-            // Another manager takes over from what this one wrote down.
-            let text = serde_json::to_string(&case.core).map_err(|error| error.to_string())?;
-            case.core = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        self.give(&Input::Event(event.clone()), case)?;
+        if self.dice.between(0, 499) == 0 && !case.core.is_over() {
+            let unheard = case.judge.lives.keys().copied().filter(|_| self.dice.percent(30)).collect();
+            self.give(&Input::Resume(unheard), case)?;
         }
         Ok(())
+    }
+
+    fn give(&mut self, input: &Input, case: &mut Case) -> Law {
+        let mut actions = std::mem::take(&mut self.actions);
+        let law = case.step(input, &mut actions);
+        self.carry_out(&actions, case.now);
+        self.actions = actions;
+        law
     }
 
     fn carry_out(&mut self, actions: &[Action], now: Time) {

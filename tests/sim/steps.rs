@@ -6,8 +6,10 @@ use paddock::supervisor::action::Action;
 use paddock::supervisor::event::{Event, Message};
 use paddock::supervisor::id::WorkerId;
 use paddock::supervisor::note::NoteKind;
+use paddock::supervisor::recycle::Cause;
 use paddock::supervisor::snapshot::RollStage;
 
+use crate::deeds::rank;
 use crate::judge::{Judge, Law, Step};
 use crate::law;
 use crate::model::{Edge, Life, Phase};
@@ -143,24 +145,24 @@ impl Judge {
             }
             law!(view.due.is_none() || life.phase == Phase::Ready, "{view:?} is due");
             if life.phase == Phase::Ready && !step.after.stopping {
-                self.check_due(view.worker, life, view.due.is_some(), step)?;
+                self.check_due(view.worker, life, view.due, step)?;
             }
         }
         Ok(())
     }
 
-    /// A ready worker whose time has come is due.
-    fn check_due(&self, id: WorkerId, life: &Life, due: bool, step: &Step<'_>) -> Law {
+    /// A ready worker whose time has come is due, for the most pressing of its reasons or a more pressing one.
+    fn check_due(&self, id: WorkerId, life: &Life, due: Option<Cause>, step: &Step<'_>) -> Law {
         let full = life.quota.is_some_and(|quota| life.requests >= Some(quota));
-        law!(
-            !full || due || self.dropped(id, step),
-            "{id} has served {:?} of {:?} and is not due",
-            life.requests,
-            life.quota
-        );
-        let old = life.lifetime.zip(life.ready_at).is_some_and(|(span, at)| at.after(span) <= step.now);
-        law!(!old || due || !step.is_tick() || self.dropped(id, step), "{id} is too old and not due");
-        law!(!life.asked || due || self.dropped(id, step), "{id} asked for its replacement and is not due");
+        let age = life.lifetime.zip(life.ready_at);
+        let old = step.is_tick() && age.is_some_and(|(span, at)| at.after(span) <= step.now);
+        let fat = life.edge != Edge::First;
+        let reasons =
+            [(full, Cause::Quota), (old, Cause::Lifetime), (life.asked, Cause::Operator), (fat, Cause::Memory)];
+        for (holds, cause) in reasons {
+            let enough = due.is_some_and(|due| rank(due) <= rank(cause));
+            law!(!holds || enough || self.dropped(id, step), "{id} is due for {due:?} instead of {cause}: {life:?}");
+        }
         Ok(())
     }
 
