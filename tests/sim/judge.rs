@@ -108,6 +108,8 @@ pub(crate) struct Judge {
     pub(crate) patience: Option<Time>,
     pub(crate) no_count: bool,
     pub(crate) had_ready: bool,
+    /// In this step the first start of a slot failed.
+    pub(crate) first_failed: bool,
     /// Deaths by verdict, for the record.
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
     before: Option<Snapshot>,
@@ -145,6 +147,7 @@ impl Judge {
             patience: None,
             no_count: false,
             had_ready: false,
+            first_failed: false,
             verdicts: BTreeMap::new(),
             before: None,
         }
@@ -189,6 +192,7 @@ impl Judge {
     }
 
     fn one(&mut self, step: &Step<'_>, core: &Supervisor) -> Law {
+        self.first_failed = false;
         let lost = self.absorb(step)?;
         self.failed |= step.after.stopping && !step.before.stopping && self.stop.is_none();
         for action in step.actions {
@@ -293,7 +297,8 @@ impl Judge {
 
     fn was_lost(&mut self, life: &Life) {
         if life.ready_at.is_none() {
-            self.places.entry(life.slot).or_default().had_outcome = true;
+            let had = &mut self.places.entry(life.slot).or_default().had_outcome;
+            self.first_failed = !std::mem::replace(had, true);
         }
     }
 

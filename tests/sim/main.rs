@@ -43,7 +43,7 @@ fn random_worlds_obey_the_laws() {
         return;
     }
     let first = number("PADDOCK_SIM_SEED", 1);
-    let runs = number("PADDOCK_SIM_RUNS", 3000);
+    let runs = number("PADDOCK_SIM_RUNS", 1500);
     let mut tally = Tally::default();
     let mut failures = Vec::new();
     for seed in first..first + runs {

@@ -45,7 +45,7 @@ def crate(folder):
 
 def simulate(folder):
     """None if the simulation passes, else the first thing that it says; an error that does not build is no error."""
-    env = dict(os.environ, RUST_BACKTRACE="0")
+    env = {"PADDOCK_SIM_RUNS": "3000", **os.environ, "RUST_BACKTRACE": "0"}
     env.pop("PADDOCK_SIM_REPLAY", None)
     build = subprocess.run(
         ["cargo", "test", "--quiet", "--no-run"], cwd=folder, env=env, capture_output=True, text=True

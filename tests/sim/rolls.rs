@@ -118,6 +118,9 @@ impl Judge {
                     for place in self.places.values_mut() {
                         place.failures = 0;
                     }
+                    let starting =
+                        self.lives.iter().find(|(_, life)| life.phase.starting() && life.generation == roll.generation);
+                    law!(starting.is_none(), "the roll is stopped and {starting:?} goes on starting");
                     if let Some(roll) = self.roll.as_mut() {
                         roll.undoing = true;
                     }

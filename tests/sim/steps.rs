@@ -255,12 +255,16 @@ impl Judge {
                 let slot = step.before.workers.iter().find(|view| view.worker == id).map(|view| view.slot);
                 step.before.slots.iter().any(|view| view.wanted && Some(view.slot) == slot)
             };
-            let lost = matches!(step.event, Some(Event::StartFailed { .. } | Event::Exited { .. }))
-                && step.worker().is_some_and(first)
-                && !self.missing(step.before).is_empty();
+            let lost = self.first_failed && step.worker().is_some_and(first);
             let failed = lost && known && !self.had_ready && step.after.ready == 0;
             law!(!failed, "every first start failed and it goes on");
         }
+        let waited_for = step.after.roll.is_some() || step.after.stopping;
+        law!(
+            !waited_for || self.over || self.patience.is_some_and(|at| at > step.now),
+            "systemd waits, its patience is over at {:?}",
+            self.patience
+        );
         if step.after.stopping && !step.before.stopping {
             for (id, life) in &self.lives {
                 law!(!life.phase.starting() && life.phase != Phase::Ready, "{id} is {:?} while it stops", life.phase);
