@@ -59,10 +59,10 @@ def spent(pid: int) -> int:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def cost(pid: int, address: tuple[str, int], seconds: float) -> float:
+def cost(pid: int, address: tuple[str, int], seconds: int) -> float:
     """Nanoseconds for one request, under as much load as the server takes."""
     before = spent(pid)
-    command = ["wrk", "-t1", "-c8", f"-d{seconds:g}s", f"http://{address[0]}:{address[1]}/"]
+    command = ["wrk", "-t1", "-c8", f"-d{seconds}s", f"http://{address[0]}:{address[1]}/"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     served = int(output.split(" requests in ")[0].split()[-1])
     return (spent(pid) - before) / served
@@ -81,8 +81,8 @@ def answers(address: tuple[str, int]) -> int:
 
 def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 1
-    print(f"{'server':28}{'alone':>10}{'here':>10}{'ratio':>8}   (µs for one request; median of {pairs} pairs of {seconds:g} s)")
+    seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    print(f"{'server':28}{'alone':>10}{'here':>10}{'ratio':>8}   (µs for one request; median of {pairs} pairs of {seconds} s)")
     for name, (alone, here) in PAIRS.items():
         directory = Path(tempfile.mkdtemp())
         manager = Manager(directory).bind()
