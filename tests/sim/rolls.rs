@@ -109,6 +109,22 @@ impl Judge {
                 }
                 let broken = self.places.values().any(|place| place.failures >= 3);
                 law!(!broken, "three starts failed and the roll goes on");
+                // With stop-first the next replacement may begin in the step in which the roll is complete.
+                let serves = |life: &Life| {
+                    let until_now = life.phase == Phase::Draining
+                        && life.ready_at.is_some()
+                        && life.since == step.now
+                        && life.signalled;
+                    life.generation == roll.generation && (life.phase == Phase::Ready || until_now)
+                };
+                let whole = step
+                    .after
+                    .slots
+                    .iter()
+                    .filter(|view| view.wanted)
+                    .all(|view| self.lives.values().any(|life| life.slot == view.slot && serves(life)));
+                let old = self.lives.values().any(|life| life.phase.alive() && life.generation != roll.generation);
+                law!(!whole || old, "the roll is complete and goes on");
                 Ok(())
             }
             RollStage::Undoing => {

@@ -30,6 +30,11 @@ impl Judge {
         if !was_current && view.replacement != Some(*id) || died_waiting {
             return Ok(());
         }
+        if !was_current && !life.signalled {
+            let mut waiting = self.recycles.iter().filter(|(request, _)| self.open.contains(request));
+            let forgotten = waiting.find(|(_, (slot, _))| *slot == life.slot);
+            law!(forgotten.is_none(), "the replacement {id} failed and {forgotten:?} is not answered");
+        }
         let canary = self.roll_lost(*id, step);
         if !canary {
             self.count_failure(life, step);
