@@ -110,11 +110,8 @@ impl Judge {
                 let broken = self.places.values().any(|place| place.failures >= 3);
                 law!(!broken, "three starts failed and the roll goes on");
                 // With stop-first the next replacement may begin in the step in which the roll is complete.
-                let serves = |life: &Life| {
-                    let until_now = life.phase == Phase::Draining
-                        && life.ready_at.is_some()
-                        && life.since == step.now
-                        && life.signalled;
+                let serves = |id: WorkerId, life: &Life| {
+                    let until_now = life.phase == Phase::Draining && life.ready_at.is_some() && step.drained(id);
                     life.generation == roll.generation && (life.phase == Phase::Ready || until_now)
                 };
                 let whole = step
@@ -122,7 +119,7 @@ impl Judge {
                     .slots
                     .iter()
                     .filter(|view| view.wanted)
-                    .all(|view| self.lives.values().any(|life| life.slot == view.slot && serves(life)));
+                    .all(|view| self.lives.iter().any(|(id, life)| life.slot == view.slot && serves(*id, life)));
                 let old = self.lives.values().any(|life| life.phase.alive() && life.generation != roll.generation);
                 law!(!whole || old, "the roll is complete and goes on");
                 Ok(())
