@@ -96,7 +96,9 @@ impl Connection {
         let written = self.stream.write_all(&bytes);
         loop {
             let reply = match (self.read(), &written) {
-                (Err(_), Err(source)) => return Err(self.io(io::Error::from(source.kind()))),
+                (Err(_), Err(source)) => {
+                    return Err(if hung_up(source) { ClientError::Ended } else { self.io(source.kind().into()) });
+                }
                 (reply, _) => reply?,
             };
             let parameters = reply.parameters.unwrap_or_default();
@@ -120,9 +122,7 @@ impl Connection {
                     self.frames.room().extend_from_slice(chunk.get(..length).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(ClientError::Ended);
-                }
+                Err(error) if hung_up(&error) => return Err(ClientError::Ended),
                 Err(error) => return Err(self.io(error)),
             }
         }
@@ -134,6 +134,11 @@ impl Connection {
         }
         ClientError::Io { path: self.path.clone(), source }
     }
+}
+
+/// The other end closed, before or after it had read all that was sent.
+fn hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Wait for the end of a process.
