@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod fake;
+mod name;
 pub mod none;
 pub mod proc;
 pub mod scope;

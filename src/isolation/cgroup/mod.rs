@@ -5,8 +5,8 @@ mod eventfd;
 mod files;
 mod group;
 mod hierarchy;
+mod leftovers;
 mod limits;
-mod name;
 mod v1;
 mod v2;
 

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::super::name;
 use super::super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
 };
@@ -24,8 +25,8 @@ use super::eventfd::Eventfd;
 use super::files::{self, failed};
 use super::group::{self, Group};
 use super::hierarchy::{Home, Homes};
+use super::leftovers;
 use super::limits::{Places, Version};
-use super::name;
 
 const MEMORY: Option<&str> = Some("memory");
 
@@ -79,7 +80,7 @@ impl V1 {
     pub(super) fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
         let homes = [Some(&self.memory), self.unified.as_ref(), self.pids.as_ref(), self.cpu.as_ref()];
         let mut found: Vec<Leftover> = Vec::new();
-        for name in name::listed(homes.into_iter().flatten(), app) {
+        for name in leftovers::of(homes.into_iter().flatten(), app) {
             let groups = self.groups(&name);
             if groups.all().all(|group| group.processes().is_empty()) {
                 for group in groups.all() {

@@ -15,14 +15,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::super::name;
 use super::super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
 };
 use super::files::{self, failed};
 use super::group::{self, Group};
 use super::hierarchy::Home;
+use super::leftovers;
 use super::limits::{Places, Version};
-use super::name;
 
 /// The leaf that the manager lives in: processes and controllers for groups below exclude each other.
 const LEAF: &str = "manager";
@@ -113,7 +114,7 @@ impl V2 {
     /// See [`super::super::Isolation::leftovers`].
     pub(super) fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
         let mut found = Vec::new();
-        for name in name::listed(std::iter::once(&self.base), app) {
+        for name in leftovers::of(std::iter::once(&self.base), app) {
             let group = Group::below(&self.base, &name::of(&name));
             if group.processes().is_empty() {
                 group.remove().map_err(|error| failed(format!("removing {}", group.dir.display()), error))?;

@@ -4,10 +4,10 @@
 
 mod fence;
 mod group;
-mod name;
 mod properties;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -76,7 +76,7 @@ impl ScopeIsolation {
     }
 
     fn new(bus: Bus, mounts: Mounts, which: Which, version: String, root: &str, app: &str, drain: Drain) -> Self {
-        let slice = name::slice(app);
+        let slice = unit::slice(app);
         Self {
             bus: Rc::new(bus),
             mounts,
@@ -127,7 +127,7 @@ impl ScopeIsolation {
         let mut pause = CROWDED;
         let mut last = None;
         for attempt in 0..ATTEMPTS {
-            let unit = name::scope(name, attempt);
+            let unit = unit::scope(name, attempt);
             let failed = |source: Box<dyn std::error::Error + Send + Sync>| FenceError {
                 what: format!("making {unit}"),
                 source,
@@ -184,9 +184,9 @@ impl ScopeIsolation {
         let failed =
             |error: BusError| FenceError { what: format!("listing the scopes of {app}"), source: error.into() };
         let mut found = Vec::new();
-        for unit in self.bus.units(&name::pattern(app)).await.map_err(failed)? {
+        for unit in self.bus.units(&unit::pattern(app)).await.map_err(failed)? {
             // The pattern is systemd's to interpret: look again.
-            let Some(name) = name::parse(&unit.name).filter(|name| name.app == app) else { continue };
+            let Some(name) = unit::parse(&unit.name).filter(|name| name.app == app) else { continue };
             if unit.active_state == "failed" {
                 self.bus.reset_failed(&unit.name).await.map_err(failed)?;
                 continue;

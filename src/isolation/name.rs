@@ -1,45 +1,35 @@
-//! A worker's group name: `paddock-<app>-<slot>-<unique>`.
+//! A fence's name: `paddock-<app>-<slot>-<unique>`.
 //!
-//! Everything in the app and the unique part but letters, digits, `_` and `.` is written `\xNN`, so that a hyphen always
-//! separates: the groups of app `my` can never be taken for those of `my-shop`.
+//! Everything in the app and the unique part but letters, digits, `_` and `.` is written `\xNN`, as systemd itself
+//! escapes (`systemd.unit(5)`), so that a hyphen always separates: the fences of app `my` can never be taken for those
+//! of `my-shop`, by us or by a pattern.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::super::FenceName;
-use super::hierarchy::Home;
+use super::FenceName;
 
 const PREFIX: &str = "paddock";
 
-/// The directory's name.
+/// The name in full.
 pub(super) fn of(name: &FenceName) -> String {
-    format!("{PREFIX}-{}-{}-{}", escape(&name.app), name.slot, escape(&name.unique))
+    format!("{}-{}-{}", of_app(&name.app), name.slot, escape(&name.unique))
 }
 
-/// Whose directory it is; none if it is not ours.
-pub(super) fn parse(directory: &str) -> Option<FenceName> {
-    let mut parts = directory.split('-');
+/// What every fence of an app begins with, before a hyphen.
+pub(super) fn of_app(app: &str) -> String {
+    format!("{PREFIX}-{}", escape(app))
+}
+
+/// Whose fence it is; none if it is not ours.
+pub(super) fn parse(text: &str) -> Option<FenceName> {
+    let mut parts = text.split('-');
     let (prefix, app, slot, unique) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     if prefix != PREFIX || parts.next().is_some() {
         return None;
     }
     let name = FenceName { app: unescape(app)?, slot: slot.parse().ok()?, unique: unescape(unique)? };
     // Only what this manager would have written itself: no second spelling of the same name.
-    (of(&name) == directory).then_some(name)
-}
-
-/// The names of an app's groups below these homes, whoever made them.
-pub(super) fn listed<'a>(homes: impl Iterator<Item = &'a Home>, app: &str) -> Vec<FenceName> {
-    let mut found = BTreeMap::new();
-    for home in homes {
-        for entry in std::fs::read_dir(&home.dir).into_iter().flatten().flatten() {
-            let directory = entry.file_name().to_string_lossy().into_owned();
-            if let Some(name) = parse(&directory).filter(|name| name.app == app) {
-                found.insert(directory, name);
-            }
-        }
-    }
-    found.into_values().collect()
+    (of(&name) == text).then_some(name)
 }
 
 fn escape(part: &str) -> String {
