@@ -19,6 +19,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b37_spread_quotas_halve_the_peak", &[Mode::None], b37_spread);
     suite.add("b38_surge_0_stops_first", EVERYWHERE, b38_stop_first);
     suite.add("b38_max_lifetime", EVERYWHERE, b38_lifetime);
+    suite.add("b38_soft_limit", EVERYWHERE, b38_memory);
     suite.add("x_worker_asks_for_its_replacement", &[Mode::None], recycle_on_request);
     suite.add("x_quota_is_a_trigger_not_a_fence", &[Mode::None], quota_is_no_fence);
 }
@@ -172,6 +173,21 @@ fn b38_lifetime(mode: Mode) {
     }
     // Spread: the first lives end after half and after all of the lifetime.
     assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    manager.stop();
+}
+
+fn b38_memory(mode: Mode) {
+    let app = App::new(mode).set("workers", 2).set("recycle.surge", 0);
+    let app = app.set("memory.max", "240M").set("memory.recycle_at", "80M").worker("direct", 1);
+    let manager = app.start_ready(2);
+    let before = manager.status().ready_by_slot();
+    manager.ask(before[&1], "/leak?mb=120");
+    assert_stopped_first(&manager, before[&1], 1);
+    let drained = manager.log.wait(SOON, "its drain", |line| line.is_of("drain-started", before[&1]));
+    assert_eq!(drained.reason(), "memory", "{drained}");
+    let status = manager.wait_ready(2);
+    assert_eq!(status.ready_by_slot()[&0], before[&0], "the other worker is left alone");
+    assert!(timeline(&manager.log.lines(), 2).most_alive <= 2);
     manager.stop();
 }
 
