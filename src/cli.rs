@@ -56,6 +56,7 @@ Examples:
   paddock run --bind 127.0.0.1:8000 --workers 4 --memory-max 512M \\
       --max-requests 1000 --max-requests-jitter 5% \\
       --ready settle -- uvicorn --fd 3 shop:app
+  paddock run shop.toml --workers 1 --reload-on-change src
 
 A flag beats the file; the file beats the default. Sizes are bytes, or have a unit of 1024
 steps (512M, 1.5G); times are seconds, or have units (500ms, 1min 30s), as in systemd.
@@ -138,7 +139,18 @@ pub enum Command {
     ///
     /// FILE is the app's configuration, see paddock.toml(5). Without it everything comes from flags and the command.
     #[command(after_help = RUN_EXAMPLES)]
-    Run(ConfigArgs),
+    Run {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// For development: reload when PATH changes, a file or a directory with all below it; repeatable.
+        ///
+        /// The configuration file is watched, too. What editors, version control, compilers and databases leave beside
+        /// the code does not count. While workers serve, a change that does not start leaves them serving; if
+        /// nothing has ever started, the manager does not exit but waits for the next change.
+        #[arg(long, value_name = "PATH", help_heading = "Development")]
+        reload_on_change: Vec<PathBuf>,
+    },
 
     /// Check a configuration, and start one worker of it on stand-in sockets.
     #[command(after_help = CHECK_EXAMPLES)]

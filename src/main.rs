@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use paddock::cli::{self, Cli, Command, ConfigArgs};
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 fn dispatch(Cli { runtime_directory, command }: Cli) -> ExitCode {
     let directory = runtime_directory.as_deref();
     match command {
-        Command::Run(config) => run(config, directory),
+        Command::Run { config, reload_on_change } => run(config, reload_on_change, directory),
         Command::Check { config, no_start } => check(config, no_start),
         Command::ShowConfig { config, json } => command::show_config::run(&invocation(config), json),
         Command::Status { app, json, ready } => command::status::run(app.as_deref(), directory, json, ready),
@@ -50,8 +50,8 @@ fn invocation(config: ConfigArgs) -> Invocation {
     Invocation { file: config.file, flags: config.flags, runner: Runner::of_process() }
 }
 
-fn run(config: ConfigArgs, directory: Option<&Path>) -> ExitCode {
-    match command::run::run(invocation(config), directory, std::io::stderr().is_terminal()) {
+fn run(config: ConfigArgs, watched: Vec<PathBuf>, directory: Option<&Path>) -> ExitCode {
+    match command::run::run(invocation(config), watched, directory, std::io::stderr().is_terminal()) {
         Ok(code) => ExitCode::from(code),
         Err(refusal) => refuse(&refusal),
     }

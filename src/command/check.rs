@@ -68,6 +68,7 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             prepared: fenced.prepared,
             source: Source { invocation, above: fenced.above, running: config },
             seed: setup::seed()?,
+            changes: None,
             listener: Some(listener(Rc::clone(&outcome))),
             state_file: None,
             inherited: None,

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use tokio::sync::mpsc::UnboundedReceiver;
+
 use crate::config::model::{Config, LogFormat};
 use crate::config::{Invocation, Loaded};
 use crate::control::directory::{RuntimeDirectory, Surroundings, is_app_name};
@@ -12,6 +14,7 @@ use crate::control::server::Server;
 use crate::isolation::Isolation;
 use crate::observe::log::Log;
 use crate::runtime::adopt::{self, Found};
+use crate::runtime::changes::{self, News};
 use crate::runtime::generation::{Prepared, Source};
 use crate::runtime::listeners::Listeners;
 use crate::runtime::manager::{self, Parts};
@@ -24,11 +27,16 @@ use crate::systemd::activation::Inherited;
 use crate::systemd::notify::{ServiceNotifier, watchdog_interval};
 use crate::worker::files;
 
-/// Run until stopped; the exit code.
+/// Run until stopped; the exit code. A change of anything `watched` is a reload.
 ///
 /// # Errors
 /// Why nothing was started.
-pub fn run(invocation: Invocation, directory: Option<&Path>, colour: bool) -> Result<u8, Refusal> {
+pub fn run(
+    invocation: Invocation,
+    watched: Vec<PathBuf>,
+    directory: Option<&Path>,
+    colour: bool,
+) -> Result<u8, Refusal> {
     let inherited = setup::inherited()?;
     let loaded = setup::load(&invocation, colour);
     let (name, format) = match &loaded {
@@ -42,7 +50,7 @@ pub fn run(invocation: Invocation, directory: Option<&Path>, colour: bool) -> Re
         let remedy = warning.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
         log.say(Level::Warning, &format!("{}: {}{remedy}", warning.key, warning.message));
     }
-    let result = setup::on_the_loop(manage(Wanted { invocation, loaded, name }, inherited, directory, &log))?;
+    let result = setup::on_the_loop(manage(Wanted { invocation, loaded, name, watched }, inherited, directory, &log))?;
     log.flush();
     result
 }
@@ -52,6 +60,7 @@ struct Wanted {
     invocation: Invocation,
     loaded: Result<Loaded, Refusal>,
     name: String,
+    watched: Vec<PathBuf>,
 }
 
 fn name_of_file(invocation: &Invocation) -> Option<String> {
@@ -80,6 +89,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         ServiceNotifier::from_environment(|variable| std::env::var_os(variable)).map_err(Refusal::of_machine)?;
     let control = Server::bind(&directory, name, config.control.group.as_deref()).map_err(Refusal::of_machine)?;
     let strays = std::mem::take(&mut found.strays);
+    let changes = changes(wanted.watched, &wanted.invocation, &path)?;
     manager::run(Parts {
         log: log.clone(),
         directory: path,
@@ -95,9 +105,23 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         state_file: Some(state_file),
         inherited: state.map(|state| (state, found)),
         strays,
+        changes,
     })
     .await
     .map_err(Refusal::of_machine)
+}
+
+/// Watches what was asked for, and the configuration with it; nothing, if nothing was.
+fn changes(
+    mut watched: Vec<PathBuf>,
+    invocation: &Invocation,
+    directory: &Path,
+) -> Result<Option<UnboundedReceiver<News>>, Refusal> {
+    if watched.is_empty() {
+        return Ok(None);
+    }
+    watched.extend(invocation.file.clone());
+    changes::watch(&watched, directory).map(Some).map_err(Refusal::of_machine)
 }
 
 /// With what a manager begins.

@@ -21,6 +21,7 @@ use crate::supervisor::time::Time;
 use crate::systemd::notify::ServiceNotifier;
 
 use super::adopt::{self, Found};
+use super::changes::News;
 use super::clock::{self, Timer};
 use super::generation::{Prepared, Source};
 use super::listeners::Listeners;
@@ -66,6 +67,8 @@ pub struct Parts {
     pub inherited: Option<(State, Found)>,
     /// What lives and nobody knows.
     pub strays: Vec<Leftover>,
+    /// Development: files have changed, so roll; none: not asked for.
+    pub changes: Option<mpsc::UnboundedReceiver<News>>,
 }
 
 /// Hears each note; what it returns happens next.
@@ -103,6 +106,7 @@ struct Inputs {
     readable: mpsc::UnboundedReceiver<WorkerId>,
     reread: mpsc::UnboundedReceiver<Reread>,
     calls: mpsc::Receiver<Call>,
+    changes: mpsc::UnboundedReceiver<News>,
     timer: Timer,
     ping: Option<Ping>,
 }
@@ -119,6 +123,7 @@ enum Woken {
     Event(Event),
     Reread(Reread),
     Call(Call),
+    News(News),
     Readable(WorkerId),
     Room,
     Timer,
@@ -135,12 +140,14 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
     let now = clock::now();
     let (server, calls) =
         parts.control.map_or_else(|| (None, mpsc::channel(1).1), |(server, calls)| (Some(server), calls));
+    let patient = parts.changes.is_some();
     let mut inputs = Inputs {
         signals: Signals::new()?,
         events: events_in,
         readable: readable_in,
         reread: reread_in,
         calls,
+        changes: parts.changes.unwrap_or_else(|| mpsc::unbounded_channel().1),
         timer: Timer::new()?,
         ping: parts.ping_interval.map(|every| Ping { every, next: now }),
     };
@@ -172,8 +179,9 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
     manager.keep_own_listeners_safe();
     let mut actions = Vec::new();
     if let Some((state, found)) = parts.inherited {
-        manager.resume(state, found, now, &mut actions);
+        manager.resume(state, found, patient, now, &mut actions);
     } else {
+        manager.supervisor.be_patient(patient);
         manager.supervisor.start(now, &mut actions);
         manager.carry_out(&mut actions);
     }
@@ -206,6 +214,7 @@ impl Manager {
             Some(event) = inputs.events.recv() => Woken::Event(event),
             Some(reread) = inputs.reread.recv() => Woken::Reread(reread),
             Some(call) = inputs.calls.recv() => Woken::Call(call),
+            Some(news) = inputs.changes.recv() => Woken::News(news),
             Some(worker) = inputs.readable.recv() => Woken::Readable(worker),
             () = room(notifier) => Woken::Room,
             () = inputs.timer.expired() => Woken::Timer,
@@ -220,6 +229,11 @@ impl Manager {
             Woken::Event(event) => self.step(event, now, actions),
             Woken::Reread(reread) => self.reread(reread, now, actions),
             Woken::Call(call) => self.called(call, now, actions),
+            Woken::News(News::Changed(what)) => {
+                self.log.say(Level::Info, &format!("{what}: reload"));
+                self.read_again(None);
+            }
+            Woken::News(News::Trouble(why)) => self.log.say(Level::Error, &why),
             Woken::Readable(worker) => self.hear(worker, DATAGRAMS, now, actions),
             Woken::Room => {
                 if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::flush) {
@@ -315,9 +329,10 @@ impl Manager {
     }
 
     /// Go on where an earlier manager ended.
-    fn resume(&mut self, state: State, found: Found, now: Time, actions: &mut Vec<Action>) {
+    fn resume(&mut self, state: State, found: Found, patient: bool, now: Time, actions: &mut Vec<Action>) {
         let State { supervisor, pending, configs, last_config, last_request, .. } = state;
         self.supervisor = supervisor;
+        self.supervisor.be_patient(patient);
         self.configs = configs.into_iter().map(|(id, prepared)| (id, Rc::new(prepared))).collect();
         self.last_config = last_config;
         self.last_request = last_request;

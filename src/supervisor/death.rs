@@ -198,6 +198,9 @@ impl Supervisor {
         if failed {
             self.fail_recycles(lost, cx);
         }
+        if self.parks(lost) {
+            return "; waiting for a change".to_owned();
+        }
         // A slot that is waiting to try a replacement again goes on waiting, unless the worker had been fine.
         let delay = self.strike(lost.slot, lost.ready_for, cx);
         if failed && !canary {

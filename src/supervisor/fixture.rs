@@ -52,9 +52,19 @@ pub(super) struct Bench {
 impl Bench {
     /// An app that has been started, at 100 s after boot.
     pub(super) fn new(policy: Policy) -> Self {
+        Self::start(Supervisor::new(policy, ConfigId(1), 42))
+    }
+
+    /// The same, of one that waits for changes.
+    pub(super) fn new_patient(policy: Policy) -> Self {
+        let mut core = Supervisor::new(policy, ConfigId(1), 42);
+        core.be_patient(true);
+        Self::start(core)
+    }
+
+    fn start(core: Supervisor) -> Self {
         let now = Time::from_boot(Duration::from_secs(100));
-        let mut bench =
-            Self { core: Supervisor::new(policy, ConfigId(1), 42), now, actions: Vec::new(), starts: Vec::new() };
+        let mut bench = Self { core, now, actions: Vec::new(), starts: Vec::new() };
         let mut actions = Vec::new();
         bench.core.start(now, &mut actions);
         bench.note_starts(actions);

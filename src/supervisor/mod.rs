@@ -107,6 +107,12 @@ pub struct Supervisor {
     /// Whether the first worker of any slot got ready.
     had_ready: bool,
     told_ready: bool,
+    /// Whether an app that does not start waits for a reload, instead of ending.
+    #[serde(default)]
+    patient: bool,
+    /// It does wait: only what was never tried, and a canary, may start.
+    #[serde(default)]
+    parked: bool,
     told_no_count: bool,
     told_extend: Option<Time>,
     told_status: Option<(u32, u32, Option<Generation>, Generation, bool)>,
@@ -199,6 +205,8 @@ impl Supervisor {
             outcomes_missing: 0,
             had_ready: false,
             told_ready: false,
+            patient: false,
+            parked: false,
             told_no_count: false,
             told_extend: None,
             told_status: None,

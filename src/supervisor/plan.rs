@@ -58,9 +58,13 @@ impl Supervisor {
         if !self.may_start() || self.counts.alive >= self.wanted.saturating_add(surge) {
             return false;
         }
-        let ready = |slot: &&SlotId| surge > 0 || self.slots.get(slot).is_some_and(|slot| slot.members == 0);
-        // The canary goes first: the room that was made for it must not go to somebody else.
         let canary = self.canary_slot();
+        let ready = |id: &&SlotId| {
+            self.slots.get(id).is_some_and(|slot| {
+                (surge > 0 || slot.members == 0) && (!self.parked || !slot.had_outcome || canary == Some(**id))
+            })
+        };
+        // The canary goes first: the room that was made for it must not go to somebody else.
         let canary = self.vacant.iter().find(|(_, slot)| Some(*slot) == canary);
         let Some(slot) = canary.into_iter().chain(&self.vacant).map(|(_, slot)| slot).find(ready).copied() else {
             return false;

@@ -211,6 +211,7 @@ impl Supervisor {
             return;
         };
         roll.stage = Stage::Rest;
+        self.parked = false;
         let (canary, slot) = (roll.worker, roll.slot);
         let (target, previous) = (Arc::clone(&roll.target), Arc::clone(&roll.previous));
         self.active = Arc::clone(&target);
@@ -432,11 +433,12 @@ impl Supervisor {
             } else {
                 ""
             };
-            let text = format!(
-                "reload undone after {took}: {reason}; generation {} serves on{mixed}{}",
-                self.active.generation,
-                say::last_words(&last_words)
-            );
+            let serves = if self.parked {
+                "nobody serves, waiting for a change".to_owned()
+            } else {
+                format!("generation {} serves on", self.active.generation)
+            };
+            let text = format!("reload undone after {took}: {reason}; {serves}{mixed}{}", say::last_words(&last_words));
             (say::general(Level::Error, NoteKind::ReloadUndone, text), Response::Failed { reason, last_words })
         } else {
             let message = format!(

@@ -42,18 +42,37 @@ impl Supervisor {
         self.outcomes_missing -= 1;
         self.changed = true;
         match failure {
-            None => self.had_ready = true,
+            None => {
+                self.had_ready = true;
+                self.parked = false;
+            }
             Some(lost) if !self.had_ready && self.outcomes_missing == 0 && !self.told_ready => {
+                let outlook = if self.parked { "; waiting for a change" } else { "" };
                 let text = format!(
-                    "every worker failed to start; slot {id}: {}{}",
+                    "every worker failed to start; slot {id}: {}{}{outlook}",
                     lost.reason,
                     say::last_words(&lost.last_words)
                 );
                 cx.act(Action::Note(say::general(Level::Error, NoteKind::Notice, text)));
-                self.begin_stop(false, 1, cx);
+                if !self.parked {
+                    self.begin_stop(false, 1, cx);
+                }
             }
             Some(_) => {}
         }
+    }
+
+    /// Whether an app of which no worker has ever got ready waits for a reload and tries again then, instead of ending
+    /// with 1: for people at work on it. To be called before [`Supervisor::start`] or [`Supervisor::resume`].
+    pub fn be_patient(&mut self, patient: bool) {
+        self.patient = patient;
+        self.parked &= patient;
+    }
+
+    /// A start failed: whether the slot is to wait for a reload, not for the end of a delay.
+    pub(super) fn parks(&mut self, lost: &Lost) -> bool {
+        self.parked |= self.patient && !self.had_ready && !self.told_ready && lost.ready_for.is_none();
+        self.parked
     }
 
     /// Whether every slot of the start-up has had its first outcome.

@@ -482,3 +482,77 @@ fn the_state_survives_being_written_down() {
     let copy: super::Supervisor = serde_json::from_str(&text).unwrap();
     assert_eq!(format!("{copy:?}"), format!("{:?}", bench.core));
 }
+
+/// An app that waits for changes, all of whose first starts have failed.
+fn parked() -> Bench {
+    let mut bench = Bench::new_patient(policy());
+    for index in 0..2 {
+        let id = bench.starts[index].worker;
+        bench.started(id);
+        bench.ends(id, Ended::Exit(3));
+    }
+    bench
+}
+
+#[test]
+fn a_patient_app_that_does_not_start_waits_and_starts_nothing_by_itself() {
+    let mut bench = parked();
+    bench.pass(Duration::from_hours(1));
+    assert_eq!((bench.exit(), bench.starts.len()), (None, 2));
+    assert_eq!(bench.core.next_deadline(), None);
+    let said = bench.notes(NoteKind::Notice);
+    assert!(said.iter().any(|note| note.message.ends_with("last line; waiting for a change")), "{said:?}");
+    bench.step(Event::Request { id: None, request: Request::Terminate });
+    assert_eq!(bench.exit(), Some(0));
+}
+
+#[test]
+fn each_reload_of_a_waiting_app_tries_one_worker_and_the_others_follow_the_one_that_holds() {
+    let mut bench = parked();
+    bench.reload(7, policy());
+    assert_eq!(bench.starts.len(), 3, "one canary");
+    let canary = bench.newest().worker;
+    bench.started(canary);
+    bench.ends(canary, Ended::Exit(3));
+    let undone = bench.notes(NoteKind::ReloadUndone);
+    assert!(undone[0].message.contains("nobody serves, waiting for a change"), "{undone:?}");
+    bench.pass(Duration::from_hours(1));
+    assert_eq!((bench.exit(), bench.starts.len()), (None, 3));
+
+    bench.reload(8, policy());
+    let canary = bench.newest().worker;
+    bench.up(canary);
+    assert!(bench.told(&ServiceState::Ready));
+    assert_eq!(bench.starts.len(), 4, "the others wait until the canary has held");
+    bench.pass(SECOND);
+    assert_eq!(bench.starts.len(), 5);
+    assert_eq!(bench.newest().generation, Generation(3));
+    let other = bench.newest().worker;
+    bench.up(other);
+    assert!(bench.replies().iter().any(|(id, reply)| *id == 8 && matches!(reply, Response::Done { .. })));
+    // From here on it is an app like any other.
+    bench.ends(other, Ended::Exit(3));
+    assert_eq!(bench.starts.len(), 6);
+}
+
+#[test]
+fn a_waiting_app_of_which_one_worker_gets_ready_after_all_fills_its_other_slots() {
+    let mut bench = Bench::new_patient(policy());
+    let (first, second) = (bench.starts[0].worker, bench.starts[1].worker);
+    bench.started(first);
+    bench.ends(first, Ended::Exit(3));
+    assert_eq!(bench.starts.len(), 2);
+    bench.up(second);
+    assert_eq!(bench.starts.len(), 3);
+    assert_eq!(bench.newest().slot, SlotId(0));
+}
+
+#[test]
+fn a_manager_that_takes_over_a_waiting_app_and_is_not_patient_starts_it() {
+    let mut bench = parked();
+    bench.core.be_patient(false);
+    let (mut actions, now) = (Vec::new(), bench.now);
+    bench.core.resume(&std::collections::BTreeSet::new(), now, &mut actions);
+    let starts = actions.iter().filter(|action| matches!(action, Action::Start(_))).count();
+    assert_eq!(starts, 2);
+}

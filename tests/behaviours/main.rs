@@ -12,6 +12,7 @@
 )]
 
 mod death;
+mod development;
 mod memory;
 mod operate;
 mod recycle;
@@ -39,5 +40,6 @@ fn main() -> ExitCode {
     reload::register(&mut suite);
     stop::register(&mut suite);
     operate::register(&mut suite);
+    development::register(&mut suite);
     suite.run()
 }
