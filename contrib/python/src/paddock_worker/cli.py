@@ -12,7 +12,7 @@ from typing import Optional
 
 from .apps import TargetProblem, add_directory
 from .environment import Environment, EnvironmentProblem
-from .worker import finish
+from .worker import leave
 
 SERVERS = {
     "wsgi": ("wsgi", "a WSGI application on waitress: threads"),
@@ -128,7 +128,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
-    finish()
+    leave(code)
     return code
 
 

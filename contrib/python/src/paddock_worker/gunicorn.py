@@ -26,7 +26,7 @@ from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 from . import cli
 from .environment import Listener, backlog, listeners
 from .gunicorn_workers import FOREVER, adapt
-from .worker import Worker, finish
+from .worker import Worker, leave
 
 TAKEN_OVER = {
     "bind": "set [listen] bind",
@@ -196,7 +196,7 @@ def _serve(app: Any, options: cli.Options, server_hooks: bool) -> None:
                 log.exception("a hook failed at the worker's exit")
         if server_hooks:
             cfg.on_exit(master)
-    finish()
+    leave(code)
     sys.exit(code)
 
 

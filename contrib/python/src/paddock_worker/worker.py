@@ -9,10 +9,12 @@ event loop does not.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import logging
 import os
 import sys
+import threading
 import traceback
 from _thread import start_new_thread
 from collections.abc import Callable
@@ -39,10 +41,25 @@ def request_recycle(reason: str = "the application asked for it") -> None:
         _current.recycle(reason)
 
 
-def finish() -> None:
-    """The worker's last words, if there is one."""
-    if _current is not None:
-        _current.finish()
+def leave(code: int) -> None:
+    """The worker's last words and its end, if there is one; else nothing.
+
+    Exit handlers run and streams are flushed, but the heap is not taken apart: the interpreter would look through every object
+    once more, seconds of it in a worker that has leaked, and all the while its memory is held and its slot is closed.
+    """
+    if _current is None:
+        return
+    _current.finish()
+    # What the interpreter does at its end, in its order: threads that are not daemons, then the exit handlers.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            # There is none, or nobody reads it any more.
+            pass
+    os._exit(code)
 
 
 class Watchdog:

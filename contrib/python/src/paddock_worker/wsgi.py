@@ -44,6 +44,9 @@ _OWNED = {
 _PARTIAL_GRACE = 5.0
 """How long a drain waits, in seconds, for the next byte of a request that has begun to arrive."""
 
+_FIRST_BYTES = 0.01
+"""How long a new connection is taken, in seconds, for a request that is about to arrive. Short: it may never come."""
+
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]
     def build_response_header(self) -> bytes:
@@ -80,6 +83,14 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _ErrorTask
     paddock_request: Optional[Request] = None
     paddock_seen: tuple[float, float] = (0.0, 0.0)
+
+    def __init__(self, server: _Base, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(server, *arguments, **keywords)
+        # Read at once: only a request that was read keeps this worker, busy now, from accepting the next one.
+        if self.bytes_waiting():
+            self.handle_read()
+        else:
+            server.paddock.expect(self)
 
     def service(self) -> None:
         try:
@@ -131,8 +142,13 @@ class _Base:
         """Nothing: the socket is bound already, and its options are its owner's."""
 
     def add_task(self, task: _Channel) -> None:
-        self.paddock.task_given()
+        self.paddock.task_given(task)
         super().add_task(task)  # type: ignore[misc]
+
+    def handle_accept(self) -> None:
+        # Another listener, or an old connection, may have taken the last thread in this very turn of the loop.
+        if not self.paddock.saturated():
+            super().handle_accept()  # type: ignore[misc]
 
     def readable(self) -> bool:
         # Without a free thread a new connection is better left to the siblings.
@@ -170,6 +186,7 @@ class Server:
         self._dispatcher.set_thread_count(self._threads)
         self._tasks = 0
         self._tasks_lock = allocate_lock()
+        self._expected: dict[_Channel, float] = {}
         self._drain_wanted = False
         self._drain_began: Optional[float] = None
         worker.requests.describe = lambda request: f"{request.command} {request.path}"
@@ -190,18 +207,26 @@ class Server:
         return self._threads + self._spares
 
     def saturated(self) -> bool:
-        """Whether every thread has a request, counting those that wait for one."""
-        return self._tasks >= self.threads
+        """Whether every thread has a request, counting those that wait for one or are about to arrive. For the loop's thread."""
+        if self._expected:
+            now = time.monotonic()
+            self._expected = {channel: until for channel, until in self._expected.items() if until > now}
+        return self._tasks + len(self._expected) >= self.threads
 
-    def task_given(self) -> None:
-        """A request is complete and waits for a thread."""
+    def expect(self, channel: _Channel) -> None:
+        """A connection was accepted, and its request is still on the way. For the loop's thread."""
+        self._expected[channel] = time.monotonic() + _FIRST_BYTES
+
+    def task_given(self, channel: _Channel) -> None:
+        """A request is complete and waits for a thread. For any thread: only a connection's first one changes what is expected."""
+        self._expected.pop(channel, None)
         with self._tasks_lock:
             self._tasks += 1
 
     def task_done(self) -> None:
         """A thread is free again."""
         with self._tasks_lock:
-            was_full = self.saturated()
+            was_full = self._tasks + len(self._expected) >= self.threads
             self._tasks -= 1
         if was_full:
             # The loop has left the listeners out of its poll.
@@ -250,6 +275,8 @@ class Server:
         elif len(self._map) > 2 * len(self._servers):
             # Connections: waitress looks for overdue ones when it passes by.
             waits.append(1.0)
+        if self._expected:
+            waits.append(max(0.0, min(self._expected.values()) - time.monotonic()))
         # poll2 counts in whole milliseconds and would spin through the last one.
         return min(waits) + 0.001 if waits else None
 
