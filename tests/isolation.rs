@@ -477,11 +477,13 @@ fn b40_what_a_dead_manager_left_is_found_for_its_own_app_only() {
         assert!(!directories(&emptied).is_empty());
 
         let next = CgroupIsolation::probe().unwrap();
-        assert!(next.leftovers("left").await.unwrap().is_empty());
-        assert!(next.leftovers(&other.app).await.unwrap().is_empty());
+        assert!(next.leftovers("left").await.unwrap().living.is_empty());
+        assert!(next.leftovers(&other.app).await.unwrap().living.is_empty());
         let found = next.leftovers(&own.app).await.unwrap();
         assert!(directories(&emptied).is_empty(), "an empty group is removed");
-        let [left] = found.as_slice() else { panic!("{}", found.len()) };
+        let [(dead, facts)] = found.dead.as_slice() else { panic!("{}", found.dead.len()) };
+        assert_eq!((dead, facts.oom_killed), (&empty_name, Some(false)), "and says how its worker ended");
+        let [left] = found.living.as_slice() else { panic!("{}", found.living.len()) };
         assert_eq!(left.name, own);
         assert!(left.fence.contains(worker.pid()));
         assert_eq!(left.fence.memory().unwrap().limit, Some(64 * MIB));
@@ -491,7 +493,7 @@ fn b40_what_a_dead_manager_left_is_found_for_its_own_app_only() {
         left.fence.kill().unwrap();
         worker.reap().await;
         left.fence.sweep().await.unwrap();
-        assert!(next.leftovers(&own.app).await.unwrap().is_empty());
+        assert!(next.leftovers(&own.app).await.unwrap().living.is_empty());
     });
 }
 

@@ -314,7 +314,7 @@ async fn leftovers() -> Result<(), Failed> {
     let mut stranger = Worker::fenced(&other).await;
     assert!(stranger.fence().describe().starts_with("paddock-my-3-"));
 
-    let found = self::isolation().await.leftovers(APP).await.unwrap();
+    let found = self::isolation().await.leftovers(APP).await.unwrap().living;
     let units: Vec<_> = found.iter().map(|left| left.fence.describe()).collect();
     assert_eq!(units, [worker.fence().describe()]);
     let left = &found[0];
@@ -328,9 +328,12 @@ async fn leftovers() -> Result<(), Failed> {
     assert!(matches!(soon(left.fence.next_event()).await, FenceEvent::Memory(_)));
     soon(worker.process.ended()).await;
     assert_eq!(left.fence.death_facts().await.oom_killed, Some(true));
-    // A failed scope that nobody swept is no leftover, and does not stay.
+    // A failed scope that nobody swept does not stay, and tells why it failed.
     let again = self::isolation().await.leftovers(APP).await.unwrap();
-    assert!(again.is_empty());
+    assert!(again.living.is_empty());
+    let told: Vec<_> = again.dead.iter().map(|(name, facts)| (name.slot, facts.oom_killed)).collect();
+    assert_eq!(told, [(3, Some(true))]);
+    assert!(self::isolation().await.leftovers(APP).await.unwrap().dead.is_empty());
     swept(&worker).await;
 
     stranger.order("exit 0");

@@ -16,7 +16,7 @@ use crate::observe::log::Log;
 use crate::runtime::adopt::{self, Found};
 use crate::runtime::changes::{self, News};
 use crate::runtime::generation::{Prepared, Source};
-use crate::runtime::listeners::Listeners;
+use crate::runtime::listeners::{ListenError, Listeners};
 use crate::runtime::manager::{self, Parts};
 use crate::runtime::recover;
 use crate::runtime::setup::{self, Fenced, Refusal};
@@ -84,7 +84,16 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         .map_err(Refusal::of_machine)?;
     remove_leftover_files(&path, &found);
     kept.extend(recover::listeners(found.workers.values(), &config.listen));
-    let listeners = Listeners::open(inherited, &config.listen, kept).map_err(Refusal::of_machine)?;
+    let adopting = !found.workers.is_empty();
+    let listeners = Listeners::open(inherited, &config.listen, kept).map_err(|error| {
+        if adopting && matches!(error, ListenError::Bind { .. } | ListenError::InUse { .. }) {
+            return Refusal::of_machine(format!(
+                "{error}; workers of an earlier manager serve on there, and the socket could not be taken from them \
+                 (that takes root, or FileDescriptorStoreMax= in the service): paddock reap {name} stops them"
+            ));
+        }
+        Refusal::of_machine(error)
+    })?;
     let notifier =
         ServiceNotifier::from_environment(|variable| std::env::var_os(variable)).map_err(Refusal::of_machine)?;
     let control = Server::bind(&directory, name, config.control.group.as_deref()).map_err(Refusal::of_machine)?;

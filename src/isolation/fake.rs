@@ -8,8 +8,8 @@ use rustix::process::Pid;
 use tokio::sync::Notify;
 
 use super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, MemoryReading,
-    Mode,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture,
+    MemoryReading, Mode,
 };
 
 /// A mode that always works, unless it is told to refuse.
@@ -72,13 +72,14 @@ impl Isolation for FakeIsolation {
         })
     }
 
-    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(async move {
             let made = self.made.borrow();
             let left = made.iter().filter(|fence| fence.name.app == app && !fence.is_empty());
-            Ok(left
+            let living = left
                 .map(|fence| Leftover { name: fence.name.clone(), fence: Rc::clone(fence) as Rc<dyn Fence> })
-                .collect())
+                .collect();
+            Ok(Leftovers { living, dead: Vec::new() })
         })
     }
 }
@@ -299,13 +300,13 @@ mod tests {
         let mut sweep = pin!(fence.sweep());
         assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         fake.remove(pid(7));
-        assert_eq!(now(isolation.leftovers("my")).unwrap().len(), 1);
-        assert!(now(isolation.leftovers("other")).unwrap().is_empty());
+        assert_eq!(now(isolation.leftovers("my")).unwrap().living.len(), 1);
+        assert!(now(isolation.leftovers("other")).unwrap().living.is_empty());
         fake.remove(pid(8));
         assert!(sweep.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
         assert!(fake.is_swept());
         assert_eq!(fake.kills(), 1);
-        assert!(now(isolation.leftovers("my")).unwrap().is_empty());
+        assert!(now(isolation.leftovers("my")).unwrap().living.is_empty());
     }
 
     #[test]

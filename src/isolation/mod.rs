@@ -126,6 +126,16 @@ pub struct Leftover {
     pub fence: Rc<dyn Fence>,
 }
 
+/// What dead managers of an app left.
+#[derive(Default)]
+pub struct Leftovers {
+    /// Fences with somebody inside.
+    pub living: Vec<Leftover>,
+    /// Workers that died while nobody watched, as far as their fences outlived them and say how. These fences are
+    /// removed.
+    pub dead: Vec<(FenceName, DeathFacts)>,
+}
+
 /// A way to put workers into fences of their own.
 pub trait Isolation {
     /// Which mode this is.
@@ -140,8 +150,8 @@ pub trait Isolation {
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>>;
 
-    /// Fences that dead managers of this app left with somebody inside; empty ones are removed on the way.
-    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>>;
+    /// Fences that dead managers of this app left; empty ones are removed on the way.
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>>;
 }
 
 /// One worker's fence.

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::proc::{self, Stat};
 use super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, MemoryReading,
-    Mode,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture,
+    MemoryReading, Mode,
 };
 use crate::sys;
 
@@ -66,7 +66,7 @@ impl Isolation for NoneIsolation {
         Mode::None
     }
 
-    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(async move {
             let failed =
                 |error: io::Error| FenceError { what: "looking at processes".to_owned(), source: error.into() };
@@ -85,7 +85,7 @@ impl Isolation for NoneIsolation {
                 let name = parse_marker(&marker).filter(|name| name.app == app)?;
                 Some(Leftover { name, fence: self.fence(leader, started, marker, None) })
             });
-            Ok(leftovers.collect())
+            Ok(Leftovers { living: leftovers.collect(), dead: Vec::new() })
         })
     }
 
@@ -238,9 +238,13 @@ impl NoFence {
             }
             let own = rustix::process::getpid().as_raw_pid();
             let mut waiting = false;
-            for (pid, stat) in self.members()? {
-                if self.is_first(pid, &stat) && stat.is_over() {
-                    // Whoever started it reaps it.
+            let members = self.members()?;
+            let inside: HashSet<i32> = members.iter().map(|(pid, _)| pid.as_raw_pid()).collect();
+            for (pid, stat) in members {
+                if stat.is_over()
+                    && (self.is_first(pid, &stat) || (stat.parent != own && !inside.contains(&stat.parent)))
+                {
+                    // Whoever started it reaps it, or whoever it came to.
                 } else if stat.is_over() && stat.parent == own {
                     // An orphan that came back to us.
                     let _ = rustix::process::waitid(

@@ -12,9 +12,9 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::config::model::Signal;
-use crate::isolation::{Fence, FenceError, Isolation, Leftover, proc};
+use crate::isolation::{DeathFacts, Fence, FenceError, Isolation, Leftover, Mode, proc};
 use crate::observe::log::Log;
-use crate::supervisor::action::Action;
+use crate::supervisor::action::Start;
 use crate::supervisor::event::{Death, Ended, Event};
 use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::Level;
@@ -33,6 +33,8 @@ pub struct Found {
     pub workers: BTreeMap<WorkerId, Rc<Worker>>,
     /// What happened to the others meanwhile.
     pub events: Vec<Event>,
+    /// Starts that came to nothing, through no fault of the worker: to be done again.
+    pub again: Vec<Start>,
     /// Workers whose messages were lost meanwhile.
     pub unheard: BTreeSet<WorkerId>,
     /// What lives without being known.
@@ -51,12 +53,15 @@ pub async fn find(
     mut stored: BTreeMap<WorkerId, OwnedFd>,
     log: &Log,
 ) -> Result<Found, FenceError> {
-    let mut leftovers: BTreeMap<String, Leftover> = isolation
-        .leftovers(app)
-        .await?
+    let left = isolation.leftovers(app).await?;
+    let by_name = |unique: &str| origin::asked_for(unique).to_owned();
+    let dead: BTreeMap<String, DeathFacts> =
+        left.dead.into_iter().map(|(name, facts)| (by_name(&name.unique), facts)).collect();
+    let mut leftovers: BTreeMap<String, Leftover> = left
+        .living
         .into_iter()
         .filter(|leftover| origin::is_of(directory, leftover))
-        .map(|leftover| (origin::asked_for(&leftover.name.unique).to_owned(), leftover))
+        .map(|leftover| (by_name(&leftover.name.unique), leftover))
         .collect();
     let mut found = Found::default();
     let Some(state) = state else {
@@ -68,8 +73,9 @@ pub async fn find(
     for (id, asked) in state.supervisor.worker_ids() {
         let record = records.get(&id).copied();
         let leftover = record.and_then(|record| leftovers.remove(&record.unique));
+        let facts = record.and_then(|record| dead.get(&record.unique)).copied().unwrap_or_default();
         let Some((record, leftover)) = record.zip(leftover) else {
-            found.lost(id, asked, state);
+            found.lost(id, asked, record, facts);
             continue;
         };
         let owner = state
@@ -81,7 +87,7 @@ pub async fn find(
         if asked && first.is_none() {
             // A gate that was never released goes away by itself; make sure before it is started again.
             leftover.fence.sweep().await?;
-            found.lost(id, asked, state);
+            found.lost(id, asked, Some(record), facts);
             continue;
         }
         let kept = stored.remove(&id);
@@ -90,13 +96,19 @@ pub async fn find(
         }
         let pid = first.as_ref().map(|process| process.id());
         let fence = Rc::clone(&leftover.fence);
+        if isolation.mode() == Mode::None
+            && let Some(prepared) = state.configs.get(&record.start.config)
+        {
+            // What no kernel keeps; it is only compared with.
+            let _ = fence.set_limits(&prepared.limits).await;
+        }
         match Worker::take_up(record, Files::new(directory, id), owner, kept, first, Rc::clone(&fence)) {
             Ok(worker) => {
                 found.workers.insert(id, Rc::new(worker));
             }
             Err(error) => {
                 log.say(Level::Error, &format!("slot {}: {error}; it is drained as a stray", record.start.slot));
-                found.lost(id, asked, state);
+                found.lost(id, asked, None, facts);
                 found.strays.push(leftover);
                 continue;
             }
@@ -104,16 +116,7 @@ pub async fn find(
         match pid {
             Some(pid) if asked => found.events.push(Event::Started { worker: id, pid }),
             Some(_) => {}
-            None => {
-                let facts = fence.death_facts().await;
-                let death = Death {
-                    ended: Ended::Unknown,
-                    oom_killed: facts.oom_killed,
-                    peak: facts.peak,
-                    last_words: Vec::new(),
-                };
-                found.events.push(Event::Exited { worker: id, death });
-            }
+            None => found.events.push(Event::Exited { worker: id, death: death(fence.death_facts().await) }),
         }
     }
     found.strays.extend(leftovers.into_values());
@@ -121,20 +124,25 @@ pub async fn find(
 }
 
 impl Found {
-    /// Nothing is left of it.
-    fn lost(&mut self, worker: WorkerId, asked: bool, state: &State) {
-        if asked {
-            let again = |action: &Action| matches!(action, Action::Start(start) if start.worker == worker);
-            if !state.pending.iter().any(again) {
+    /// Nothing is left of it but what its fence told.
+    fn lost(&mut self, worker: WorkerId, asked: bool, record: Option<&Record>, facts: DeathFacts) {
+        match record {
+            Some(record) if asked => self.again.push(record.start.clone()),
+            None if asked => {
                 let error = "the manager ended while it was being started".to_owned();
                 self.events.push(Event::StartFailed { worker, error });
             }
-            return;
+            _ => {
+                self.events.push(Event::Exited { worker, death: death(facts) });
+                self.events.push(Event::Gone { worker });
+            }
         }
-        let death = Death { ended: Ended::Unknown, oom_killed: None, peak: None, last_words: Vec::new() };
-        self.events.push(Event::Exited { worker, death });
-        self.events.push(Event::Gone { worker });
     }
+}
+
+/// A death that nobody saw: only the fence could tell something.
+fn death(facts: DeathFacts) -> Death {
+    Death { ended: Ended::Unknown, oom_killed: facts.oom_killed, peak: facts.peak, last_words: Vec::new() }
 }
 
 /// The worker's first process: the one that is written down, else the oldest inside; none if it is over, or a gate that

@@ -25,10 +25,12 @@ pub async fn launch(
     listeners: &Listeners,
     to_journal: bool,
 ) -> Result<u32, String> {
-    let gate = Gate::spawn().map_err(|error| format!("starting a process: {error}"))?;
+    let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
+    let gate =
+        Gate::spawn((none::MARKER, &none::marker(&name))).map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
-    let result = enclose_and_release(worker, prepared, isolation, listeners, to_journal, &gate).await;
+    let result = enclose_and_release(worker, prepared, &name, isolation, listeners, to_journal, &gate).await;
     match result {
         Ok(()) => {
             worker.started.set(true);
@@ -52,15 +54,15 @@ pub async fn launch(
 async fn enclose_and_release(
     worker: &Worker,
     prepared: &Prepared,
+    name: &FenceName,
     isolation: &dyn Isolation,
     listeners: &Listeners,
     to_journal: bool,
     gate: &Gate,
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
-    let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
     let fence = isolation
-        .enclose(&name, gate.process.pid(), &prepared.limits)
+        .enclose(name, gate.process.pid(), &prepared.limits)
         .await
         .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
     let unit = fence.describe();
@@ -74,7 +76,7 @@ async fn enclose_and_release(
         Some((stream, id)) => (stream, Some(id)),
         None => (worker.output.worker_end().map_err(|error| format!("opening its output: {error}"))?, None),
     };
-    let order = order(worker, prepared, &listeners.names(), &none::marker(&name), stream_id.as_deref());
+    let order = order(worker, prepared, &listeners.names(), &none::marker(name), stream_id.as_deref());
     let output = std::os::fd::AsFd::as_fd(&output);
     gate.release(&order, output, output, &listeners.descriptors())
         .await

@@ -14,7 +14,7 @@ use crate::isolation::{Isolation, Leftover};
 use crate::observe::log::Log;
 use crate::supervisor::Supervisor;
 use crate::supervisor::action::Action;
-use crate::supervisor::event::Event;
+use crate::supervisor::event::{Event, Message};
 use crate::supervisor::id::{ConfigId, RequestId, WorkerId};
 use crate::supervisor::note::{Level, Note};
 use crate::supervisor::time::Time;
@@ -25,14 +25,18 @@ use super::changes::News;
 use super::clock::{self, Timer};
 use super::generation::{Prepared, Source};
 use super::listeners::Listeners;
+use super::origin;
 use super::request::Reread;
 use super::signals::{Asked, Signals};
-use super::state::{Books, State, StateFile};
+use super::state::{Books, Record, State, StateFile};
 use super::worker::Worker;
 use super::{reap, watch};
 
 /// How many events of one kind are taken in one turn, so that none can keep the others waiting.
 const BATCH: usize = 256;
+
+/// How long what workers said may be known to this process only, if nothing is done about it.
+const UNSAVED_MOST: Duration = Duration::from_secs(1);
 
 /// How many datagrams of one worker are read in one go.
 const DATAGRAMS: usize = 64;
@@ -95,6 +99,8 @@ pub struct Manager {
     pub(super) server: Option<Server>,
     pub(super) listener: Option<NoteListener>,
     pub(super) state_file: Option<StateFile>,
+    /// When something changed that is not written down yet.
+    pub(super) unsaved: Option<Time>,
     pub(super) strays: Vec<Leftover>,
     pub(super) exit: Option<u8>,
 }
@@ -173,6 +179,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         server,
         listener: parts.listener,
         state_file: parts.state_file,
+        unsaved: None,
         strays: parts.strays,
         exit: None,
     };
@@ -202,7 +209,8 @@ impl Manager {
     async fn wait(&mut self, inputs: &mut Inputs) -> Woken {
         let deadline = self.supervisor.next_deadline().map(|(at, _)| at);
         let ping = inputs.ping.as_ref().map(|ping| ping.next);
-        let wake_at = [deadline, ping].into_iter().flatten().min();
+        let save = self.unsaved.map(|since| since.after(UNSAVED_MOST));
+        let wake_at = [deadline, ping, save].into_iter().flatten().min();
         if let Err(error) = inputs.timer.set(wake_at) {
             // Without a timer every deadline would be missed: look again in a moment instead.
             self.log.say(Level::Error, &format!("setting the timer: {error}"));
@@ -259,6 +267,9 @@ impl Manager {
                 self.step(Event::Tick, now, actions);
             }
         }
+        if self.unsaved.is_some_and(|since| since.after(UNSAVED_MOST) <= now) {
+            self.save(&[]);
+        }
         if let Some(ping) = inputs.ping.as_mut().filter(|ping| ping.next <= now) {
             ping.next = now.after(ping.every);
             if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::ping) {
@@ -288,9 +299,13 @@ impl Manager {
             | Event::Request { .. } => None,
         };
         let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick);
+        // A ping is forgotten with the manager: the silence begins anew with the next one.
+        let said = matches!(&event, Event::Message { message, .. } if *message != Message::Watchdog);
         self.supervisor.step(event, now, actions);
         if matters || !actions.is_empty() {
             self.carry_out(actions);
+        } else if said && self.state_file.is_some() {
+            self.unsaved.get_or_insert(now);
         }
         if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {
             worker.release_tasks();
@@ -312,10 +327,18 @@ impl Manager {
 
     fn save(&mut self, pending: &[Action]) {
         let Some(file) = &mut self.state_file else { return };
+        self.unsaved = None;
+        // Those that are about to be started too: whatever becomes of the start, it is known by which name.
+        let starting = pending.iter().filter_map(|action| {
+            let Action::Start(start) = action else { return None };
+            let unique = origin::unique(&self.directory, self.started, start.worker);
+            let is_new = !self.workers.contains_key(&start.worker);
+            is_new.then(|| Record { start: start.clone(), begun: clock::now(), unique, pid: None })
+        });
         let books = Books {
             isolation: self.isolation.mode(),
             pending,
-            workers: self.workers.values().map(|worker| worker.record()).collect(),
+            workers: self.workers.values().map(|worker| worker.record()).chain(starting).collect(),
             configs: self.configs.iter().map(|(id, prepared)| (*id, &**prepared)).collect(),
             last_config: self.last_config,
             last_request: self.last_request,
@@ -348,10 +371,10 @@ impl Manager {
             Level::Info,
             &format!("took over from a manager that ended: {adopted} workers adopted, {} gone", found.events.len()),
         );
-        let started =
-            |action: &Action| matches!(action, Action::Start(start) if self.workers.contains_key(&start.worker));
-        actions.extend(pending.into_iter().filter(|action| !started(action)));
-        self.perform(actions);
+        // A start that was about to be done is among those that were found or are to be done again.
+        actions.extend(found.again.into_iter().map(Action::Start));
+        actions.extend(pending.into_iter().filter(|action| !matches!(action, Action::Start(_))));
+        self.carry_out(actions);
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
             self.hear(worker, DATAGRAMS, now, actions);
         }

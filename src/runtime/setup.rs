@@ -114,7 +114,7 @@ pub async fn fence_again(
 /// # Errors
 /// The fences cannot be listed, or one of them could not be swept.
 pub async fn sweep_leftovers(isolation: &dyn Isolation, app: &str, directory: &Path) -> Result<usize, Refusal> {
-    let mut leftovers = isolation.leftovers(app).await.map_err(Refusal::of_machine)?;
+    let mut leftovers = isolation.leftovers(app).await.map_err(Refusal::of_machine)?.living;
     leftovers.retain(|leftover| origin::is_of(directory, leftover));
     let count = leftovers.len();
     for leftover in leftovers {

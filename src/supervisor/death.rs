@@ -145,7 +145,8 @@ impl Supervisor {
         };
         let role = slot.detach(id);
         let (wanted, covered) = (slot.wanted, slot.current.is_some());
-        let failed = lost.ready_for.is_none();
+        // How the start of one that nobody listened to came out will never be known; the next one tells.
+        let failed = lost.ready_for.is_none() && lost.drain != Some(Drain::Unheard);
         // Notes of what follows come after the note of the death.
         let mut after = Vec::new();
         let mut later = Cx { now: cx.now, out: &mut after };

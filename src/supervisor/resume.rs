@@ -8,7 +8,7 @@ use super::note::{Level, NoteKind};
 use super::time::Time;
 use super::timers::{Clock, deadline};
 use super::worker::{Drain, Phase};
-use super::{Cx, Supervisor};
+use super::{Cx, FENCE, Supervisor};
 use crate::config::model::Ready;
 
 impl Supervisor {
@@ -33,20 +33,20 @@ impl Supervisor {
                 Phase::Starting if unheard.contains(&id) && worker.policy().ready == Ready::Notify => {
                     let text = "it may have said READY while there was no manager; drained and replaced";
                     self.say(id, Level::Warning, NoteKind::Notice, None, text, &mut cx);
-                    self.drain(id, Drain::Undone, &mut cx);
+                    self.drain(id, Drain::Unheard, &mut cx);
                 }
-                Phase::Asked
-                | Phase::Starting
-                | Phase::Draining
-                | Phase::Aborting
-                | Phase::Killing
-                | Phase::Leftover => {}
+                // Begun anew: the gate ended with whoever had asked for it.
+                Phase::Asked => self.set_clock(id, Clock::State, deadline(now, FENCE)),
+                // Whoever did it may not have come to the end.
+                Phase::Leftover => cx.act(Action::Sweep { worker: id }),
+                Phase::Starting | Phase::Draining | Phase::Aborting | Phase::Killing => {}
             }
         }
         if self.told_ready && self.stop.is_none() {
             cx.act(Action::Tell(ServiceState::Ready));
         }
         self.told_status = None;
+        self.told_extend = None;
         self.changed = true;
         self.settle(&mut cx);
         self.sort_timers();

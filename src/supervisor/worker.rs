@@ -63,6 +63,8 @@ pub(super) enum Drain {
     Recycle(Cause),
     /// Its generation was given up before it was ready.
     Undone,
+    /// It may have got ready while nobody listened.
+    Unheard,
     /// The app stops.
     Stop,
     /// It said `STOPPING=1` unasked.
@@ -75,6 +77,7 @@ impl Drain {
         match self {
             Self::Recycle(cause) => cause.name(),
             Self::Undone => "undone",
+            Self::Unheard => "unheard",
             Self::Stop => "stop",
             Self::Itself => "by itself",
         }

@@ -106,15 +106,16 @@ pub enum GateError {
 
 impl Gate {
     /// Start a gate from the running image, so that a broken binary on disk never stops a manager from starting
-    /// workers.
+    /// workers. `mark` is a variable by which it can be found if we die before it has its order.
     ///
     /// # Errors
     /// What `fork(2)`, `execve(2)` or `pidfd_open(2)` say.
-    pub fn spawn() -> io::Result<Self> {
+    pub fn spawn(mark: (&str, &str)) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new("/proc/self/exe")
             .arg(super::gate::ROLE)
             .env_clear()
+            .env(mark.0, mark.1)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())

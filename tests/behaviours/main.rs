@@ -11,6 +11,7 @@
     reason = "a test fails by panicking, has a clock of its own, and the worker program ends as it likes"
 )]
 
+mod adoption;
 mod death;
 mod development;
 mod memory;
@@ -41,5 +42,6 @@ fn main() -> ExitCode {
     stop::register(&mut suite);
     operate::register(&mut suite);
     development::register(&mut suite);
+    adoption::register(&mut suite);
     suite.run()
 }

@@ -221,6 +221,10 @@ impl Judge {
                 return Ok(());
             }
             "undone" | "scale" => return Ok(()),
+            "unheard" => {
+                law!(life.unheard, "{id} was heard");
+                return Ok(());
+            }
             "quota" => law!(life.requests >= life.quota, "{id} has served {:?} of {:?}", life.requests, life.quota),
             "lifetime" => {
                 let age = life.ready_at.map(|at| step.now - at);

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use paddock::config::model::Ready;
 use paddock::supervisor::Supervisor;
-use paddock::supervisor::action::{Action, Response, ServiceState};
+use paddock::supervisor::action::{Action, Response, ServiceState, Start};
 use paddock::supervisor::event::{Event, Message, Request};
 use paddock::supervisor::id::{ConfigId, Generation, RequestId, SlotId, WorkerId};
 use paddock::supervisor::note::{Note, NoteKind};
@@ -167,6 +168,23 @@ impl Judge {
         Ok(())
     }
 
+    /// How a worker was asked for.
+    pub(crate) fn start_of(&self, id: WorkerId) -> Action {
+        let life = &self.lives[&id];
+        Action::Start(Start {
+            worker: id,
+            slot: life.slot,
+            generation: life.generation,
+            config: life.config,
+            quota: life.quota,
+        })
+    }
+
+    /// The manager died: whatever systemd waited for, it waits for its restart now.
+    pub(crate) fn crashed(&mut self, now: Time) {
+        self.patience = finite(now, Duration::from_hours(24));
+    }
+
     /// Judges what the core does when another process has taken it over. Pings were lost, edges may have been.
     pub(crate) fn judge_resume(
         &mut self,
@@ -179,10 +197,22 @@ impl Judge {
             life.watchdog = life.policy.watchdog.and_then(|span| finite(now, span));
             life.mask = None;
         }
+        self.patience = None;
+        for life in self.lives.values_mut().filter(|life| life.phase == Phase::Asked) {
+            life.deadline = finite(now, Duration::from_mins(1));
+        }
+        for id in unheard {
+            if let Some(life) = self.lives.get_mut(id) {
+                life.unheard |= life.phase == Phase::Starting && life.policy.ready == Ready::Notify;
+            }
+        }
         self.judge(None, now, actions, core)?;
         for id in unheard {
             let lost = self.lives.get(id).filter(|life| life.phase == Phase::Starting && !self.over);
             law!(lost.is_none_or(|life| life.policy.ready == Ready::Settle), "{id} may be ready and waits in vain");
+        }
+        for (id, _) in self.lives.iter().filter(|(_, life)| life.phase == Phase::Leftover && !self.over) {
+            law!(actions.contains(&Action::Sweep { worker: *id }), "what {id} left stays");
         }
         for (id, life) in self.lives.iter().filter(|(_, life)| life.phase == Phase::Ready) {
             let edge = Action::ArmMemory { worker: *id, edge: life.edge_bytes() };
@@ -296,7 +326,7 @@ impl Judge {
     }
 
     fn was_lost(&mut self, life: &Life) {
-        if life.ready_at.is_none() {
+        if life.ready_at.is_none() && !life.unheard {
             let had = &mut self.places.entry(life.slot).or_default().had_outcome;
             self.first_failed = !std::mem::replace(had, true);
         }
@@ -341,8 +371,10 @@ impl Judge {
             Action::Signal { worker, signal } => self.signal(*worker, signal.0, step),
             Action::Kill { worker } => self.kill(*worker, step),
             Action::Sweep { worker } => {
-                let swept = matches!(step.event, Some(Event::Exited { .. })) && step.worker() == Some(*worker);
-                law!(swept, "{worker} is swept although it did not exit just now");
+                let exited = matches!(step.event, Some(Event::Exited { .. })) && step.worker() == Some(*worker);
+                // Whoever takes over does not know how far that had come.
+                let again = step.event.is_none() && self.lives[worker].phase == Phase::Leftover;
+                law!(exited || again, "{worker} is swept although it did not exit just now");
                 Ok(())
             }
             Action::ArmMemory { worker, .. } | Action::Pulse { worker } => {

@@ -81,6 +81,8 @@ pub(crate) struct Life {
     pub(crate) memory_max: Option<u64>,
     /// When a masked edge must come back.
     pub(crate) mask: Option<Time>,
+    /// It may have said READY while there was no manager.
+    pub(crate) unheard: bool,
 }
 
 impl Life {
@@ -109,6 +111,7 @@ impl Life {
             recycle_at: policy.recycle_at,
             memory_max: policy.memory_max,
             mask: None,
+            unheard: false,
             policy,
         }
     }

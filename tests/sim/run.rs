@@ -18,7 +18,7 @@ use crate::dice::Dice;
 use crate::judge::{Judge, Law};
 use crate::law;
 use crate::policies;
-use crate::world::World;
+use crate::world::{Left, World};
 
 /// The first line of a trace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub(crate) struct Line {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Input {
     Event(Event),
+    /// The manager died; what it knew is what it had written down.
+    Crash,
     /// Another process took it over; nobody heard these workers meanwhile.
     Resume(BTreeSet<WorkerId>),
 }
@@ -72,9 +74,9 @@ impl Case {
         actions.clear();
         match input {
             Input::Event(event) => self.core.step(event.clone(), self.now, actions),
+            Input::Crash => self.write_and_read()?,
             Input::Resume(unheard) => {
-                let text = serde_json::to_string(&self.core).map_err(|error| error.to_string())?;
-                self.core = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+                self.write_and_read()?;
                 self.core.resume(unheard, self.now, actions);
             }
         }
@@ -89,8 +91,18 @@ impl Case {
         }
         match input {
             Input::Event(event) => self.judge.judge(Some(event), self.now, actions, &self.core),
+            Input::Crash => {
+                self.judge.crashed(self.now);
+                Ok(())
+            }
             Input::Resume(unheard) => self.judge.judge_resume(unheard, self.now, actions, &self.core),
         }
+    }
+
+    fn write_and_read(&mut self) -> Law {
+        let text = serde_json::to_string(&self.core).map_err(|error| error.to_string())?;
+        self.core = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     /// Writes the trace down; says where.
@@ -209,8 +221,64 @@ impl Run {
     fn give(&mut self, input: &Input, case: &mut Case) -> Law {
         let mut actions = std::mem::take(&mut self.actions);
         let law = case.step(input, &mut actions);
-        self.carry_out(&actions, case.now);
+        let crashes = law.is_ok() && !case.core.is_over() && self.dice.between(0, 299) == 0;
+        let law = if crashes {
+            self.crash(&mut actions, case)
+        } else {
+            self.carry_out(&actions, case.now);
+            law
+        };
         self.actions = actions;
+        law
+    }
+
+    /// The manager dies while it does what it had written down, and another one goes on after a while.
+    fn crash(&mut self, actions: &mut Vec<Action>, case: &mut Case) -> Law {
+        let mut pending = std::mem::take(actions);
+        let done = usize::try_from(self.dice.between(0, pending.len() as u64)).unwrap();
+        self.carry_out(&pending[..done], case.now);
+        if done == pending.len() && self.dice.percent(50) {
+            // It had just marked all of it as done.
+            pending.clear();
+        }
+        case.step(&Input::Crash, actions)?;
+        let kept = self.dice.percent(50);
+        case.now = case.now.after(self.dice.millis(0, 5000));
+        let said = self.world.crash(kept, case.now);
+        let (mut events, mut unheard) = (Vec::new(), BTreeSet::new());
+        for (id, asked) in case.core.worker_ids().collect::<Vec<_>>() {
+            match self.world.find(id) {
+                Left::Living { pid } => {
+                    events.extend(asked.then_some(Event::Started { worker: id, pid }));
+                    if !kept {
+                        unheard.insert(id);
+                    }
+                }
+                Left::Nothing { .. } if asked => self.world.perform(&case.judge.start_of(id), case.now),
+                Left::Nothing { death, fence } => {
+                    events.push(Event::Exited { worker: id, death });
+                    if !fence {
+                        events.push(Event::Gone { worker: id });
+                    }
+                }
+            }
+        }
+        pending.retain(|action| !matches!(action, Action::Start(_)));
+        self.carry_out(&pending, case.now);
+        for event in said.into_iter().chain(events) {
+            self.calmly(&Input::Event(event), case)?;
+        }
+        self.calmly(&Input::Resume(unheard), case)
+    }
+
+    /// As [`Self::give`], without another crash.
+    fn calmly(&mut self, input: &Input, case: &mut Case) -> Law {
+        if case.core.is_over() {
+            return Ok(());
+        }
+        let mut actions = Vec::new();
+        let law = case.step(input, &mut actions);
+        self.carry_out(&actions, case.now);
         law
     }
 

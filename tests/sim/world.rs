@@ -49,12 +49,27 @@ enum Inside {
     Sample,
 }
 
+/// What the next manager finds of a worker.
+#[derive(Debug)]
+pub(crate) enum Left {
+    Living {
+        pid: u32,
+    },
+    Nothing {
+        death: Death,
+        /// Something of it is there to be removed.
+        fence: bool,
+    },
+}
+
 #[derive(Debug)]
 struct Process {
     config: ConfigId,
     program: Program,
     execd: bool,
     alive: bool,
+    /// Whether an OOM killer ended it.
+    oom: bool,
     ready_at: Option<Time>,
     draining: bool,
     requests: u64,
@@ -124,6 +139,47 @@ impl World {
         None
     }
 
+    /// There is no manager until `end`. News on their way to it are lost, and what workers say unless that is `kept`;
+    /// whoever waits at a gate leaves.
+    pub(crate) fn crash(&mut self, kept: bool, end: Time) -> Vec<Event> {
+        let mut said = Vec::new();
+        let gates: Vec<WorkerId> =
+            self.processes.iter().filter(|(_, process)| !process.execd).map(|(id, _)| *id).collect();
+        for id in &gates {
+            self.processes.remove(id);
+        }
+        self.queue.retain(|_, happening| match happening {
+            Happening::Event(Event::Message { .. }) => true,
+            Happening::Event(_) => false,
+            Happening::Inside(id, _) => !gates.contains(id),
+        });
+        while let Some(event) = self.pop(end) {
+            if kept && matches!(event, Event::Message { .. }) {
+                said.push(event);
+            }
+        }
+        self.queue.retain(|_, happening| match happening {
+            Happening::Event(Event::Message { .. }) => kept,
+            Happening::Event(_) => false,
+            Happening::Inside(..) => true,
+        });
+        said
+    }
+
+    /// What is left of a worker.
+    pub(crate) fn find(&mut self, id: WorkerId) -> Left {
+        let Some(process) = self.processes.get(&id) else {
+            let death = Death { ended: Ended::Unknown, oom_killed: None, peak: None, last_words: Vec::new() };
+            return Left::Nothing { death, fence: false };
+        };
+        if process.alive {
+            return Left::Living { pid: 1000 + u32::try_from(id.0).unwrap() };
+        }
+        let oom_killed = (!self.sampled).then_some(process.oom);
+        let death = Death { ended: Ended::Unknown, oom_killed, peak: None, last_words: Vec::new() };
+        Left::Nothing { death, fence: self.dice.percent(50) }
+    }
+
     /// Carries an action out.
     pub(crate) fn perform(&mut self, action: &Action, now: Time) {
         match action {
@@ -159,6 +215,7 @@ impl World {
                 program,
                 execd: false,
                 alive: true,
+                oom: false,
                 ready_at: None,
                 draining: false,
                 requests: 0,
@@ -330,6 +387,7 @@ impl World {
         let peak = self.dice.maybe(50, |_| held);
         let Some(process) = self.processes.get_mut(&id) else { return };
         process.alive = false;
+        process.oom = oom;
         let last_words = vec![format!("the last words of {id}")];
         let death = Death { ended, oom_killed, peak, last_words };
         self.emit(Event::Exited { worker: id, death }, now);

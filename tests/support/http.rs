@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// Where a server listens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),

@@ -106,6 +106,7 @@ impl Log {
     /// Collects from a pipe in a thread of its own, until its end.
     pub(crate) fn collect(&self, pipe: impl Read + Send + 'static) {
         let log = self.clone();
+        log.change(|state| state.ended = false);
         std::thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n') {
                 let Ok(line) = line else { break };

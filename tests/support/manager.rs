@@ -290,6 +290,12 @@ impl App {
     pub(crate) fn start(self) -> Manager {
         self.write_config();
         let notify = Receiver::bind(&self.dir.path().join("notify"));
+        let log = Log::default();
+        let (child, process) = self.spawn(&notify, &log);
+        Manager { app: self, child, process, status: None, log, notify }
+    }
+
+    fn spawn(&self, notify: &Receiver, log: &Log) -> (Child, Process) {
         let own_group = self.group.as_ref().map_or(&[][..], |group| group.dirs());
         let cgroups = self.joined.as_deref().unwrap_or(own_group);
         let fds: Vec<BorrowedFd<'_>> = self.sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
@@ -303,10 +309,9 @@ impl App {
             command.env("LISTEN_FDNAMES", names.join(":"));
         }
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the manager starts");
-        let log = Log::default();
         log.collect(child.stderr.take().expect("its log"));
         let process = Process::open(child.id()).expect("the manager's pidfd");
-        Manager { app: self, child, process, status: None, log, notify }
+        (child, process)
     }
 
     /// Starts the manager and waits until it told systemd that it is ready and every worker is.
@@ -442,6 +447,21 @@ impl Manager {
             assert!(over.is_none(), "the manager ended before READY=1: {over:?}");
             assert!(Instant::now() < until, "no READY=1 within {bound:?}");
         }
+    }
+
+    /// Ends the manager as a crash would, and nothing else.
+    #[track_caller]
+    pub(crate) fn crash(&mut self) {
+        self.process.signal(Signal::KILL);
+        assert!(self.process.wait_gone(SOON), "the manager does not die");
+        let _ = self.child.wait();
+        self.log.wait_end(Duration::from_secs(5));
+    }
+
+    /// Starts a manager again where one has ended: the same arguments and, as from systemd, the same sockets.
+    pub(crate) fn start_again(&mut self) {
+        let (child, process) = self.app.spawn(&self.notify, &self.log);
+        (self.child, self.process, self.status) = (child, process, None);
     }
 
     /// How the manager ended, if it did within the bound.

@@ -61,6 +61,11 @@ impl Status {
         self.0["mixed"].as_bool().unwrap_or(false)
     }
 
+    /// Whether the app is being stopped.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0["stopping"].as_bool().unwrap_or(false)
+    }
+
     /// Whether a roll is under way.
     pub(crate) fn is_rolling(&self) -> bool {
         !self.0["roll"].is_null()

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use rustix::process::Pid;
 
-use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
+use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftovers, LocalFuture, Mode};
 
 /// Fences made of cgroups, without anybody's help.
 pub struct CgroupIsolation(Version);
@@ -68,7 +68,7 @@ impl Isolation for CgroupIsolation {
         })
     }
 
-    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(async move {
             match &self.0 {
                 Version::V1(v1) => v1.leftovers(app),

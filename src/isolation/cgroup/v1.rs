@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::super::name;
 use super::super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, Leftovers, LocalFuture, MemoryReading,
+    proc,
 };
 use super::comb::Comb;
 use super::eventfd::Eventfd;
@@ -76,18 +77,19 @@ impl V1 {
         )
     }
 
-    /// The names of all groups that are there, and the fences of those with somebody inside; empty ones are removed.
-    pub(super) fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
+    /// The fences of groups with somebody inside; empty ones are removed.
+    pub(super) fn leftovers(&self, app: &str) -> Result<Leftovers, FenceError> {
         let homes = [Some(&self.memory), self.unified.as_ref(), self.pids.as_ref(), self.cpu.as_ref()];
-        let mut found: Vec<Leftover> = Vec::new();
+        let mut found = Leftovers::default();
         for name in leftovers::of(homes.into_iter().flatten(), app) {
             let groups = self.groups(&name);
             if groups.all().all(|group| group.processes().is_empty()) {
+                found.dead.push((name, facts(&groups.memory.dir)));
                 for group in groups.all() {
                     group.remove().map_err(|error| failed(format!("removing {}", group.dir.display()), error))?;
                 }
             } else {
-                found.push(Leftover { name, fence: Rc::new(V1Fence::over(groups)?) });
+                found.living.push(Leftover { name, fence: Rc::new(V1Fence::over(groups)?) });
             }
         }
         Ok(found)
@@ -251,6 +253,15 @@ struct Announced {
     look_at: Instant,
     wait: Duration,
     until: Instant,
+}
+
+/// What a group's files tell of a death.
+fn facts(dir: &Path) -> DeathFacts {
+    DeathFacts {
+        // Counted before the signal is sent (mm/oom_kill.c), so it is there when the death is.
+        oom_killed: oom_control(dir, "oom_kill").ok().map(|count| count > 0),
+        peak: files::number(dir, "memory.max_usage_in_bytes").ok(),
+    }
 }
 
 impl V1Fence {
@@ -441,13 +452,7 @@ impl Fence for V1Fence {
     }
 
     fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
-        Box::pin(async move {
-            DeathFacts {
-                // Counted before the signal is sent (mm/oom_kill.c), so it is there when the death is.
-                oom_killed: oom_control(self.dir(), "oom_kill").ok().map(|count| count > 0),
-                peak: files::number(self.dir(), "memory.max_usage_in_bytes").ok(),
-            }
-        })
+        Box::pin(async move { facts(self.dir()) })
     }
 
     fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>> {

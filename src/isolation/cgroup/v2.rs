@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 use super::super::name;
 use super::super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, LocalFuture, MemoryReading, proc,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, Leftovers, LocalFuture, MemoryReading,
+    proc,
 };
 use super::files::{self, failed};
 use super::group::{self, Group};
@@ -112,14 +113,15 @@ impl V2 {
     }
 
     /// See [`super::super::Isolation::leftovers`].
-    pub(super) fn leftovers(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
-        let mut found = Vec::new();
+    pub(super) fn leftovers(&self, app: &str) -> Result<Leftovers, FenceError> {
+        let mut found = Leftovers::default();
         for name in leftovers::of(std::iter::once(&self.base), app) {
             let group = Group::below(&self.base, &name::of(&name));
             if group.processes().is_empty() {
+                found.dead.push((name, facts(&group.dir)));
                 group.remove().map_err(|error| failed(format!("removing {}", group.dir.display()), error))?;
             } else {
-                found.push(Leftover { name, fence: Rc::new(self.over(group)?) });
+                found.living.push(Leftover { name, fence: Rc::new(self.over(group)?) });
             }
         }
         Ok(found)

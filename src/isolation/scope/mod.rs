@@ -21,7 +21,9 @@ use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 use self::fence::ScopeFence;
 use self::group::{Group, Mounts};
 use self::properties::{Common, Member};
-use super::{Drain, Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, LocalFuture, Mode};
+use super::{
+    DeathFacts, Drain, Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture, Mode,
+};
 use crate::systemd::dbus::{Bus, BusError, Which};
 
 /// `PIDFDs` came with this version.
@@ -180,14 +182,17 @@ impl ScopeIsolation {
         Err(last.unwrap_or_else(|| FenceError { what: "making a scope".to_owned(), source: "not tried".into() }))
     }
 
-    async fn left_by_others(&self, app: &str) -> Result<Vec<Leftover>, FenceError> {
+    async fn left_by_others(&self, app: &str) -> Result<Leftovers, FenceError> {
         let failed =
             |error: BusError| FenceError { what: format!("listing the scopes of {app}"), source: error.into() };
-        let mut found = Vec::new();
+        let mut found = Leftovers::default();
         for unit in self.bus.units(&unit::pattern(app)).await.map_err(failed)? {
             // The pattern is systemd's to interpret: look again.
             let Some(name) = unit::parse(&unit.name).filter(|name| name.app == app) else { continue };
             if unit.active_state == "failed" {
+                // It stays loaded to tell this.
+                let result = self.bus.scope_result(&unit.name).await.map_err(failed)?;
+                found.dead.push((name, DeathFacts { oom_killed: Some(result == "oom-kill"), peak: None }));
                 self.bus.reset_failed(&unit.name).await.map_err(failed)?;
                 continue;
             }
@@ -199,7 +204,7 @@ impl ScopeIsolation {
             let Ok(group) = self.mounts.group(&path) else { continue };
             let limits = group.limits();
             let fence = ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit.name, group, limits);
-            found.push(Leftover { name, fence: Rc::new(fence) });
+            found.living.push(Leftover { name, fence: Rc::new(fence) });
         }
         Ok(found)
     }
@@ -246,7 +251,7 @@ impl Isolation for ScopeIsolation {
         Box::pin(async move { Ok(Rc::new(self.open(name, gate, limits).await?) as Rc<dyn Fence>) })
     }
 
-    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Vec<Leftover>, FenceError>> {
+    fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(self.left_by_others(app))
     }
 }
