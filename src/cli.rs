@@ -119,6 +119,19 @@ Examples:
 Workers outlive a manager that was killed, and the next one adopts them. Without a next one,
 this stops them.";
 
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  paddock import gunicorn --output shop.toml -- -w 4 -c gunicorn.conf.py shop.wsgi:application
+  paddock import gunicorn --python /srv/shop/venv/bin/python gunicorn.conf.py
+  paddock import uwsgi /etc/uwsgi/shop.ini > shop.toml
+  paddock import celery --app shop --output mail.toml -- worker -Q mail -c 8
+  paddock import gunicorn --list
+
+Nothing is dropped silently: every setting becomes a key, stays with the server, or stands in
+a comment that says why. A configuration that is a program (gunicorn.conf.py, Celery's) is run
+by the Python that --python names, for a minute at most; the application of gunicorn is not
+imported. GUNICORN_CMD_ARGS and UWSGI_* of the environment are read, too.";
+
 const MAN_EXAMPLES: &str = "\
 Examples:
   paddock man | man -l -
@@ -248,6 +261,10 @@ pub enum Command {
         app: String,
     },
 
+    /// Make a commented configuration from one of gunicorn's, uWSGI's or Celery's.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+
     /// Print a shell's completion script.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -264,6 +281,50 @@ pub enum Command {
         #[arg(long, value_name = "DIR", conflicts_with = "page")]
         directory: Option<PathBuf>,
     },
+}
+
+/// What is imported, and where to.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ImportArgs {
+    /// What stood where paddock stands now.
+    pub peer: Peer,
+    /// Its configuration file: gunicorn.conf.py, uwsgi.ini or celeryconfig.py.
+    ///
+    /// A section of a uwsgi.ini other than [uwsgi] is named behind a colon. Without it gunicorn finds its file by itself.
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub file: Option<String>,
+    /// The same as FILE.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file", value_hint = clap::ValueHint::FilePath)]
+    pub config: Option<String>,
+    /// The Celery application, as `celery -A` names it.
+    #[arg(short = 'A', long, value_name = "MODULE:APP")]
+    pub app: Option<String>,
+    /// The Python that runs the application; default: that of $VIRTUAL_ENV, else python3 from PATH.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::ExecutablePath)]
+    pub python: Option<PathBuf>,
+    /// Write to FILE instead of standard output.
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Replace an output file that is there.
+    #[arg(long, requires = "output")]
+    pub force: bool,
+    /// Print what becomes of each of the peer's settings, and read nothing.
+    #[arg(long)]
+    pub list: bool,
+    /// The peer's own command line; the program's name in front may be there or not.
+    #[arg(last = true, allow_hyphen_values = true, value_name = "ARGUMENT", value_hint = clap::ValueHint::CommandWithArguments)]
+    pub arguments: Vec<String>,
+}
+
+/// Whose configuration can be imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Peer {
+    /// gunicorn
+    Gunicorn,
+    /// uWSGI
+    Uwsgi,
+    /// Celery
+    Celery,
 }
 
 /// Shells with a completion script.

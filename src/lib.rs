@@ -13,6 +13,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod control;
+pub mod import;
 pub mod isolation;
 pub mod observe;
 pub mod runtime;

@@ -41,6 +41,7 @@ fn dispatch(Cli { runtime_directory, command }: Cli) -> ExitCode {
         Command::Signal { app, signal, slot } => command::signal::run(&app, directory, signal, slot),
         Command::Stop { app, fast } => command::stop::run(&app, directory, fast),
         Command::Reap { app } => command::reap::run(&app, directory),
+        Command::Import(arguments) => command::import::run(&arguments),
         Command::Completions { shell } => command::completions::run(shell),
         Command::Man { page, directory } => command::man::run(page.as_deref(), directory.as_deref()),
     }

@@ -40,6 +40,7 @@ const COMMANDS: &[&str] = &[
     "signal",
     "stop",
     "reap",
+    "import",
     "completions",
     "man",
 ];

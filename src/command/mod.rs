@@ -10,6 +10,7 @@ use crate::control::directory::Surroundings;
 pub mod check;
 pub mod completions;
 pub mod figures;
+pub mod import;
 pub mod man;
 pub mod reap;
 pub mod recycle;

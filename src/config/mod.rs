@@ -98,6 +98,12 @@ pub fn load(invocation: &Invocation) -> Result<Loaded, Diagnostics> {
     understand(invocation, source)
 }
 
+/// What a text means as the configuration file of this path, which need not exist.
+pub fn understand_text(path: &str, text: String, runner: Runner) -> Result<Loaded, Diagnostics> {
+    let source = Arc::new(Source { path: path.to_owned(), text });
+    understand(&Invocation { file: Some(path.into()), flags: Flags::new(), runner }, Some(source))
+}
+
 /// What the text and the flags mean.
 fn understand(invocation: &Invocation, source: Option<Arc<Source>>) -> Result<Loaded, Diagnostics> {
     let (mut values, mut found) = source.as_deref().map(raw::read_file).unwrap_or_default();
