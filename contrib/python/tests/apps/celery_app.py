@@ -33,6 +33,16 @@ def late(name, seconds=0.0):
     note("ended", name)
 
 
+@app.task(acks_late=True)
+def hungry(name):
+    """Wants half a gigabyte, the first time."""
+    note("begun", name)
+    held = []
+    if store.incr(f"tries of {name}") == 1:
+        held += [bytearray(b"x") * 2**20 for _ in range(512)]
+    note("ended", name)
+
+
 @app.task(time_limit=2)
 def limited(name, seconds):
     note("begun", name)

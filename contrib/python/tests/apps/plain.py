@@ -2,6 +2,7 @@
 
 /            the pid                      /sleep/S     answers after S seconds (ASGI: cooperatively)
 /spin/S      computes for S seconds       /block/S     blocks the thread, whatever monkey has patched
+/hold/S      blocks the process: a C function that keeps the interpreter's lock
 /pool/S      ASGI: sleeps in the default executor
 /stream/N/S  N pieces, S seconds apart    /big/MB      a body of so many megabytes
 /pulses      how often memory pressure was felt        /boom  raises
@@ -46,6 +47,8 @@ def application(environ, start_response):
         time.sleep(first)
     elif word == "block":
         ctypes.CDLL(None).sleep(int(first))
+    elif word == "hold":
+        ctypes.PyDLL(None).sleep(int(first))
     elif word == "spin":
         spin(first)
     elif word == "exit":
@@ -86,6 +89,8 @@ async def app(scope, receive, send):
         await asyncio.sleep(first)
     elif word == "block":
         ctypes.CDLL(None).sleep(int(first))
+    elif word == "hold":
+        ctypes.PyDLL(None).sleep(int(first))
     elif word == "spin":
         spin(first)
     elif word == "pool":
