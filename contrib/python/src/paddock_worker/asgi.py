@@ -200,6 +200,7 @@ class Server(uvicorn.Server):
         stays until it has been idle for the linger, and what comes on it is answered with ``Connection: close``.
         """
         self._worker.stopping()
+        await _stop_accepting(self.servers)
         for server in self.servers:
             server.close()
         for sock in sockets or []:
@@ -235,6 +236,19 @@ class Server(uvicorn.Server):
         if self.config.is_ssl and now - began < _TLS_GRACE:
             return True
         return bool(self.server_state.connections or self.server_state.tasks)
+
+
+async def _stop_accepting(servers: Sequence[asyncio.AbstractServer]) -> None:
+    """Accepts nothing more, and lets what was accepted in the last turn of the loop become a connection.
+
+    asyncio makes its transport a turn later, and drops it, which the client sees as a reset, if the server is closed by then.
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for sock in getattr(server, "sockets", None) or ():
+            # Of uvloop's own servers it knows nothing, and does nothing.
+            loop.remove_reader(sock.fileno())
+    await asyncio.sleep(0)
 
 
 _NOT_HTTP1 = object()
