@@ -9,10 +9,16 @@
 //!   hearing it), `systemd` (activation, notification, journal), `control` (the socket of `paddock status`);
 //! * `cli` and `command` are the command line; `sys` holds every raw system call.
 
+// The laws of the simulation speak of this crate by its name.
+#[cfg(any(test, fuzzing))]
+extern crate self as paddock;
+
 pub mod cli;
 pub mod command;
 pub mod config;
 pub mod control;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod import;
 pub mod isolation;
 pub mod observe;

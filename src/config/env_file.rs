@@ -74,7 +74,7 @@ const fn is_space(c: char) -> bool {
 }
 
 /// All variables, or all that is wrong.
-fn parse(text: &str) -> Result<Variables, Vec<Diagnostic>> {
+pub(crate) fn parse(text: &str) -> Result<Variables, Vec<Diagnostic>> {
     let mut parser = Parser::default();
     let mut state = State::BeforeName;
     for (at, c) in text.char_indices() {

@@ -67,7 +67,7 @@ fn memory_limit(root: &Path, above: Option<&str>) -> Option<u64> {
 }
 
 /// The line of /proc/PID/cgroup (cgroups(7)) for a v1 controller, or for v2.
-fn own_group<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
+pub(crate) fn own_group<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
@@ -81,7 +81,7 @@ fn own_group<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
 
 /// A line of /proc/PID/mountinfo, proc_pid_mountinfo(5).
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
+pub(crate) struct Mount {
     /// Which directory of the file system is mounted.
     top: PathBuf,
     /// Where.
@@ -91,7 +91,7 @@ struct Mount {
 }
 
 impl Mount {
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);
         let (top, point) = (fields.next()?, fields.next()?);
@@ -111,7 +111,7 @@ impl Mount {
     }
 
     /// The smallest limit from a group up to the top of what is mounted.
-    fn smallest(&self, root: &Path, group: &str, file: &str) -> Option<u64> {
+    pub(crate) fn smallest(&self, root: &Path, group: &str, file: &str) -> Option<u64> {
         let group = Path::new(group);
         let below = group.strip_prefix(&self.top).unwrap_or(Path::new(""));
         // A group outside of our cgroup namespace shows as `/../…`, and is nowhere in what is mounted.
@@ -126,13 +126,13 @@ impl Mount {
 const LEGACY_INFINITY: u64 = 1 << 62;
 
 /// The limit that a file of either version holds.
-fn limit(text: &str) -> Option<u64> {
+pub(crate) fn limit(text: &str) -> Option<u64> {
     let bytes: u64 = text.trim().parse().ok()?;
     (0 < bytes && bytes < LEGACY_INFINITY).then_some(bytes)
 }
 
 /// `MemTotal` in bytes; the file's kB are 1024 bytes.
-fn mem_total(text: &str) -> Option<u64> {
+pub(crate) fn mem_total(text: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024).filter(|bytes| *bytes > 0)

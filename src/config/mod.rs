@@ -7,7 +7,7 @@
 pub mod changes;
 mod combine;
 pub mod diagnostic;
-mod env_file;
+pub(crate) mod env_file;
 pub mod key;
 pub mod machine;
 pub mod model;
@@ -105,7 +105,7 @@ pub fn understand_text(path: &str, text: String, runner: Runner) -> Result<Loade
 }
 
 /// What the text and the flags mean.
-fn understand(invocation: &Invocation, source: Option<Arc<Source>>) -> Result<Loaded, Diagnostics> {
+pub(crate) fn understand(invocation: &Invocation, source: Option<Arc<Source>>) -> Result<Loaded, Diagnostics> {
     let (mut values, mut found) = source.as_deref().map(raw::read_file).unwrap_or_default();
     let broken = broken_lines(&found, source.as_deref());
     raw::lay_over(&mut values, &invocation.flags, &mut found);

@@ -164,16 +164,16 @@ fn connect(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 #[derive(Deserialize)]
-struct Reply {
+pub(crate) struct Reply {
     #[serde(default)]
-    parameters: Option<Map<String, Value>>,
+    pub(crate) parameters: Option<Map<String, Value>>,
     #[serde(default)]
-    error: Option<String>,
+    pub(crate) error: Option<String>,
     #[serde(default)]
     continues: bool,
 }
 
-fn envelope(request: &ControlRequest, app: Option<&str>) -> Envelope {
+pub(crate) fn envelope(request: &ControlRequest, app: Option<&str>) -> Envelope {
     let mut parameters = Map::new();
     let mut put = |name: &str, value: Value| {
         parameters.insert(name.to_owned(), value);
@@ -216,11 +216,11 @@ fn envelope(request: &ControlRequest, app: Option<&str>) -> Envelope {
     }
 }
 
-fn message_in(parameters: &Map<String, Value>) -> &str {
+pub(crate) fn message_in(parameters: &Map<String, Value>) -> &str {
     parameters.get("message").and_then(Value::as_str).unwrap_or_default()
 }
 
-fn error(name: &str, mut parameters: Map<String, Value>) -> ClientError {
+pub(crate) fn error(name: &str, mut parameters: Map<String, Value>) -> ClientError {
     let mut text = |key: &str| match parameters.remove(key) {
         Some(Value::String(text)) => text,
         _ => String::new(),

@@ -2,7 +2,7 @@
 
 /// Bytes as they came, messages as they leave.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     buffer: Vec<u8>,
     /// Up to here there is no zero byte.
     searched: usize,
@@ -14,12 +14,12 @@ const CHUNK: usize = 4096;
 
 impl Frames {
     /// With the longest message allowed, in bytes, its zero byte not counted.
-    pub(super) const fn new(limit: usize) -> Self {
+    pub(crate) const fn new(limit: usize) -> Self {
         Self { buffer: Vec::new(), searched: 0, limit }
     }
 
     /// The next whole message without its zero byte; none: more must be read.
-    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         let rest = self.buffer.get(self.searched..).unwrap_or_default();
         let Some(found) = rest.iter().position(|byte| *byte == 0) else {
             self.searched = self.buffer.len();
@@ -37,17 +37,17 @@ impl Frames {
     }
 
     /// Whether a message, or the beginning of one, is here.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
     /// Whether there is as much here as one message may have.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.buffer.len() > self.limit
     }
 
     /// Where to read into; it has room for one chunk.
-    pub(super) fn room(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn room(&mut self) -> &mut Vec<u8> {
         self.buffer.reserve(CHUNK);
         &mut self.buffer
     }
@@ -55,7 +55,7 @@ impl Frames {
 
 /// A message is longer than allowed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
 #[cfg(test)]
 mod tests {

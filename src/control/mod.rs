@@ -8,7 +8,7 @@
 
 pub mod client;
 pub mod directory;
-mod frame;
+pub(crate) mod frame;
 pub mod protocol;
 pub mod server;
 pub mod status;

@@ -112,19 +112,19 @@ pub struct Peer {
 
 /// One message from a client.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Envelope {
-    pub(super) method: String,
+pub(crate) struct Envelope {
+    pub(crate) method: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) parameters: Option<Map<String, Value>>,
+    pub(crate) parameters: Option<Map<String, Value>>,
     /// Many answers are welcome.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub(super) more: bool,
+    pub(crate) more: bool,
     /// No answer is wanted.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub(super) oneway: bool,
+    pub(crate) oneway: bool,
     /// Another protocol is to follow; we have none.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub(super) upgrade: bool,
+    pub(crate) upgrade: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
@@ -134,7 +134,7 @@ const fn is_false(value: &bool) -> bool {
 
 /// What a message asks for.
 #[derive(Debug, PartialEq)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// Something for the loop.
     Loop(ControlRequest),
     /// Something that needs no loop: the answer.
@@ -143,7 +143,7 @@ pub(super) enum Asked {
 
 /// The body of an answer: parameters, or an error with its own.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// `parameters`
     Parameters(Value),
     /// `error` and `parameters`
@@ -152,12 +152,12 @@ pub(super) enum Answer {
 
 impl Answer {
     /// An error of paddock's own interface.
-    pub(super) fn error(name: &str, parameters: Value) -> Self {
+    pub(crate) fn error(name: &str, parameters: Value) -> Self {
         Self::Error(format!("{INTERFACE}.{name}"), parameters)
     }
 
     /// `Failed` without last words.
-    pub(super) fn failed(reason: &str) -> Self {
+    pub(crate) fn failed(reason: &str) -> Self {
         Self::error("Failed", json!({ "reason": reason, "last_words": [] }))
     }
 
@@ -166,7 +166,7 @@ impl Answer {
     }
 
     /// The message, with its zero byte.
-    pub(super) fn encode(&self, continues: bool) -> Vec<u8> {
+    pub(crate) fn encode(&self, continues: bool) -> Vec<u8> {
         let mut object = Map::new();
         match self {
             Self::Parameters(parameters) => {
@@ -204,7 +204,7 @@ impl From<ControlReply> for Answer {
 }
 
 /// Understand a message for the manager of `app`.
-pub(super) fn understand(envelope: Envelope, app: &str) -> Asked {
+pub(crate) fn understand(envelope: Envelope, app: &str) -> Asked {
     request(envelope, app).unwrap_or_else(Asked::Known)
 }
 

@@ -2,7 +2,7 @@
 
 pub mod cgroup;
 pub mod fake;
-mod name;
+pub(crate) mod name;
 pub mod none;
 pub mod proc;
 pub mod scope;

@@ -11,7 +11,7 @@ use super::FenceName;
 const PREFIX: &str = "paddock";
 
 /// The name in full.
-pub(super) fn of(name: &FenceName) -> String {
+pub(crate) fn of(name: &FenceName) -> String {
     format!("{}-{}-{}", of_app(&name.app), name.slot, escape(&name.unique))
 }
 
@@ -21,7 +21,7 @@ pub(super) fn of_app(app: &str) -> String {
 }
 
 /// Whose fence it is; none if it is not ours.
-pub(super) fn parse(text: &str) -> Option<FenceName> {
+pub(crate) fn parse(text: &str) -> Option<FenceName> {
     let mut parts = text.split('-');
     let (prefix, app, slot, unique) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     if prefix != PREFIX || parts.next().is_some() {

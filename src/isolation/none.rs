@@ -38,7 +38,7 @@ pub fn marker(name: &FenceName) -> String {
 }
 
 /// Whose marker it is; an app's name may have dashes, the rest has none.
-fn parse_marker(marker: &str) -> Option<FenceName> {
+pub(crate) fn parse_marker(marker: &str) -> Option<FenceName> {
     let mut parts = marker.rsplitn(3, '-');
     let (unique, slot, app) = (parts.next()?, parts.next()?, parts.next()?);
     Some(FenceName { app: app.to_owned(), slot: slot.parse().ok()?, unique: unique.to_owned() })

@@ -129,7 +129,7 @@ pub fn started_with(pid: Pid, name: &str, value: &str) -> bool {
         .is_ok_and(|text| has_variable(&text, name, value))
 }
 
-fn has_variable(environment: &[u8], name: &str, value: &str) -> bool {
+pub(crate) fn has_variable(environment: &[u8], name: &str, value: &str) -> bool {
     environment.split(|&byte| byte == 0).any(|variable| {
         variable.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")) == Some(value.as_bytes())
     })
@@ -139,15 +139,21 @@ fn has_variable(environment: &[u8], name: &str, value: &str) -> bool {
 ///
 /// Shared pages count whole in each process (`proc_pid_status(5)`). Takes no lock of that process.
 pub fn resident(pid: Pid) -> Option<(u64, u64)> {
-    sum(&read_of(pid, "status")?, "VmRSS:", ["RssAnon:", "RssShmem:"])
+    memory_in(&read_of(pid, "status")?, "status")
 }
 
 /// The same with shared pages in proportion (`smaps_rollup`, proc_pid_smaps(5)), or as [`resident`] where we may not
 /// see that. Walks the whole address space under that process's own lock: not for the loop's thread.
 pub fn proportional(pid: Pid) -> Option<(u64, u64)> {
-    read_of(pid, "smaps_rollup")
-        .and_then(|text| sum(&text, "Pss:", ["Pss_Anon:", "Pss_Shmem:"]))
-        .or_else(|| resident(pid))
+    read_of(pid, "smaps_rollup").and_then(|text| memory_in(&text, "smaps_rollup")).or_else(|| resident(pid))
+}
+
+/// The two sums, out of `smaps_rollup` or `status`.
+pub(crate) fn memory_in(text: &str, file: &str) -> Option<(u64, u64)> {
+    match file {
+        "smaps_rollup" => sum(text, "Pss:", ["Pss_Anon:", "Pss_Shmem:"]),
+        _ => sum(text, "VmRSS:", ["RssAnon:", "RssShmem:"]),
+    }
 }
 
 fn read_of(pid: Pid, file: &str) -> Option<String> {

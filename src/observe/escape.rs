@@ -39,7 +39,13 @@ fn push_escaped(line: &mut String, character: char) {
         '\n' => line.push_str("\\n"),
         '\r' => line.push_str("\\r"),
         // Bidirectional overrides and line separators reorder or break what a reader sees.
-        '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+        '\u{61c}'
+        | '\u{2028}'
+        | '\u{2029}'
+        | '\u{200e}'
+        | '\u{200f}'
+        | '\u{202a}'..='\u{202e}'
+        | '\u{2066}'..='\u{2069}' => {
             let _ = write!(line, "\\u{{{:x}}}", u32::from(character));
         }
         other if other.is_control() => {
@@ -55,7 +61,10 @@ mod tests {
 
     #[test]
     fn control_characters_are_shown_not_sent() {
-        assert_eq!(single_line("a\x1b[2Jb\r\n\tc\u{9b}\u{202e}", 99), "a\\x1b[2Jb\\r\\n\tc\\x9b\\u{202e}");
+        assert_eq!(
+            single_line("a\x1b[2Jb\r\n\tc\u{9b}\u{202e}\u{61c}", 99),
+            "a\\x1b[2Jb\\r\\n\tc\\x9b\\u{202e}\\u{61c}"
+        );
         assert_eq!(single_line_bytes(b"caf\xc3\xa9 \xff\0", 99), "café \\xff\\x00");
     }
 

@@ -232,7 +232,7 @@ pub fn check(text: &[u8], path: &Path) -> Result<(), StateError> {
     parse(text, path).map(|_| ())
 }
 
-fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
+pub(crate) fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,

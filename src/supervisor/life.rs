@@ -252,7 +252,13 @@ impl Supervisor {
         worker.repeats = worker.repeats.saturating_add(1);
         let factor = 2_u32.saturating_pow(worker.repeats);
         let what = if worker.phase == Phase::Leftover { "what it left is" } else { "it is" };
-        self.set_clock(id, Clock::State, deadline(cx.now, REPEAT.saturating_mul(factor).min(REPEAT_MOST)));
+        let pause = REPEAT.saturating_mul(factor).min(REPEAT_MOST);
+        self.set_clock(id, Clock::State, deadline(cx.now, pause));
+        if self.stop.is_none() {
+            // One that SIGKILL does not end must not cost the whole service its start or its reload; a stop is systemd's
+            // to give up.
+            self.extend_service(pause, cx);
+        }
         cx.act(Action::Kill { worker: id });
         let text = format!("{what} still there after {lasted}; SIGKILL again");
         self.say(id, Level::Warning, NoteKind::Notice, None, &text, cx);

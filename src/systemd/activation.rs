@@ -209,14 +209,17 @@ fn local_address(fd: impl AsFd) -> Option<LocalAddress> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Announced {
+pub(crate) enum Announced {
     Nothing,
     ForAnother(u32),
     Ours(Vec<String>),
 }
 
 /// What the variables say, before any descriptor is touched.
-fn announced(environment: impl Fn(&str) -> Option<OsString>, own_pid: u32) -> Result<Announced, ActivationError> {
+pub(crate) fn announced(
+    environment: impl Fn(&str) -> Option<OsString>,
+    own_pid: u32,
+) -> Result<Announced, ActivationError> {
     // Without LISTEN_PID nothing was passed (sd_listen_fds(3)).
     let Some(pid) = environment("LISTEN_PID").filter(|pid| !pid.is_empty()) else {
         return Ok(Announced::Nothing);

@@ -190,7 +190,7 @@ impl ServiceNotifier {
     }
 }
 
-fn parse_address(name: &OsStr) -> Option<SocketAddrUnix> {
+pub(crate) fn parse_address(name: &OsStr) -> Option<SocketAddrUnix> {
     match name.as_bytes() {
         [b'@', rest @ ..] if !rest.is_empty() => SocketAddrUnix::new_abstract_name(rest).ok(),
         [b'/', ..] => SocketAddrUnix::new(name).ok(),

@@ -21,7 +21,7 @@ use crate::sys;
 const LINES_KEPT: usize = 20;
 
 /// The longest line, in bytes; longer ones are cut into several.
-const LINE_MAX: usize = 2048;
+pub(crate) const LINE_MAX: usize = 2048;
 
 /// What a FIFO should hold while its manager is busy or away, in bytes (`F_SETPIPE_SZ`; the system's limit for
 /// non-root is `pipe-max-size`, 1 MiB by default).
@@ -36,7 +36,7 @@ pub struct Output {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     partial: Vec<u8>,
     last: VecDeque<String>,
 }
@@ -125,12 +125,13 @@ impl Output {
 const CHUNK: usize = 16 * 1024;
 
 impl State {
-    fn take(&mut self, bytes: &[u8], line: &impl Fn(&[u8])) {
+    pub(crate) fn take(&mut self, bytes: &[u8], line: &impl Fn(&[u8])) {
         let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
             self.partial.extend_from_slice(piece);
             let complete = pieces.peek().is_some();
-            while complete || self.partial.len() >= LINE_MAX {
+            // One that is just as long as allowed may still end here.
+            while complete || self.partial.len() > LINE_MAX {
                 let rest = self.partial.split_off(self.partial.len().min(LINE_MAX));
                 let whole = std::mem::replace(&mut self.partial, rest);
                 self.finish_line(&whole, line);
@@ -180,6 +181,8 @@ mod tests {
         let long = vec![b'x'; LINE_MAX * 2 + 5];
         let lengths: Vec<usize> = lines_of(&[&long, b"\n"]).iter().map(String::len).collect();
         assert_eq!(lengths, [LINE_MAX, LINE_MAX, 5]);
+        let longest = "x".repeat(LINE_MAX);
+        assert_eq!(lines_of(&[longest.as_bytes(), b"\n"]), [longest]);
     }
 
     #[tokio::test]

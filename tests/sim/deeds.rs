@@ -12,9 +12,9 @@ use paddock::supervisor::recycle::Cause;
 use paddock::supervisor::snapshot::{RollStage, Snapshot};
 use paddock::supervisor::verdict::Verdict;
 
-use crate::judge::{Judge, Law, RollModel, Step};
+use super::judge::{Judge, Law, RollModel, Step};
+use super::model::{Edge, Life, Phase};
 use crate::law;
-use crate::model::{Edge, Life, Phase};
 
 impl Judge {
     /// The policies that a snapshot's rules may come from: the active one, or both of a roll.

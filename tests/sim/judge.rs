@@ -15,7 +15,7 @@ use paddock::supervisor::snapshot::Snapshot;
 use paddock::supervisor::time::Time;
 use paddock::supervisor::verdict::Verdict;
 
-use crate::model::{Life, Phase, Place, finite};
+use super::model::{Life, Phase, Place, finite};
 
 /// What a law says when it is broken.
 pub(crate) type Law = Result<(), String>;
@@ -396,7 +396,7 @@ impl Judge {
             return Err(format!("limits for the unknown worker {worker}"));
         };
         life.memory_max = life.policy.memory_max.max(policy.memory_max);
-        if life.phase <= Phase::Ready && life.edge == crate::model::Edge::First {
+        if life.phase <= Phase::Ready && life.edge == super::model::Edge::First {
             life.recycle_at = policy.recycle_at;
             life.mask = None;
         }

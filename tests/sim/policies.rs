@@ -5,7 +5,7 @@ use std::time::Duration;
 use paddock::config::model::{Ready, Signal};
 use paddock::supervisor::policy::Policy;
 
-use crate::dice::Dice;
+use super::dice::Dice;
 
 /// The defaults, with four workers.
 pub(crate) fn plain() -> Policy {

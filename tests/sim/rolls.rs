@@ -8,9 +8,9 @@ use paddock::supervisor::id::{Generation, RequestId, SlotId, WorkerId};
 use paddock::supervisor::note::{Note, NoteKind};
 use paddock::supervisor::snapshot::{RollStage, Snapshot, WorkerState};
 
-use crate::judge::{Judge, Law, RollModel, Step};
+use super::judge::{Judge, Law, RollModel, Step};
+use super::model::{Life, Phase, Place};
 use crate::law;
-use crate::model::{Life, Phase, Place};
 
 impl Judge {
     pub(crate) fn roll_started(&mut self, note: &Note, step: &Step<'_>) -> Law {

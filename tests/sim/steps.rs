@@ -9,10 +9,10 @@ use paddock::supervisor::note::NoteKind;
 use paddock::supervisor::recycle::Cause;
 use paddock::supervisor::snapshot::RollStage;
 
-use crate::deeds::rank;
-use crate::judge::{Judge, Law, Step};
+use super::deeds::rank;
+use super::judge::{Judge, Law, Step};
+use super::model::{Edge, Life, Phase};
 use crate::law;
-use crate::model::{Edge, Life, Phase};
 
 impl Judge {
     /// What the loss of a worker must lead to.
@@ -264,7 +264,9 @@ impl Judge {
             let failed = lost && known && !self.had_ready && step.after.ready == 0;
             law!(!failed, "every first start failed and it goes on");
         }
-        let waited_for = step.after.roll.is_some() || step.after.stopping;
+        // What SIGKILL does not end is systemd's to give up at a stop.
+        let unkillable = self.lives.values().any(|life| life.phase >= Phase::Killing && life.repeats > 0);
+        let waited_for = step.after.roll.is_some() || (step.after.stopping && !unkillable);
         law!(
             !waited_for || self.over || self.patience.is_some_and(|at| at > step.now),
             "systemd waits, its patience is over at {:?}",

@@ -31,7 +31,7 @@ pub(super) fn number(dir: &Path, file: &str) -> io::Result<u64> {
     parse_number(&read(dir, file)?).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn parse_number(text: &str) -> Option<u64> {
+pub(crate) fn parse_number(text: &str) -> Option<u64> {
     match text.trim() {
         "max" | "-1" => Some(u64::MAX),
         number => number.parse().ok(),
@@ -39,7 +39,7 @@ fn parse_number(text: &str) -> Option<u64> {
 }
 
 /// A key's value in a file of `key value` lines.
-pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
+pub(crate) fn value_of(text: &str, key: &str) -> Option<u64> {
     text.lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(name, _)| *name == key)
@@ -78,7 +78,7 @@ pub(super) fn verify(dir: &Path, file: &str, written: u64, rounded: bool) -> Res
 }
 
 /// A number as v2 files take it.
-pub(super) fn or_max(value: u64) -> String {
+pub(crate) fn or_max(value: u64) -> String {
     if value == u64::MAX { "max".to_owned() } else { value.to_string() }
 }
 

@@ -11,24 +11,24 @@ use super::super::proc::{self, Membership};
 
 /// A group of ours: where its directory is, and what `/proc/PID/cgroup` calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Home {
+pub(crate) struct Home {
     /// Its directory.
-    pub(super) dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Its path in the hierarchy, without a slash at the end; empty for the root.
-    pub(super) path: String,
+    pub(crate) path: String,
 }
 
 /// The manager's own groups, as far as their hierarchies are mounted where it can see them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Homes {
+pub(crate) struct Homes {
     /// cgroup v2, with or without controllers.
-    pub(super) unified: Option<Home>,
+    pub(crate) unified: Option<Home>,
     /// v1 memory.
-    pub(super) memory: Option<Home>,
+    pub(crate) memory: Option<Home>,
     /// v1 pids.
-    pub(super) pids: Option<Home>,
+    pub(crate) pids: Option<Home>,
     /// v1 cpu.
-    pub(super) cpu: Option<Home>,
+    pub(crate) cpu: Option<Home>,
 }
 
 /// Find this process's own groups.
@@ -43,15 +43,15 @@ pub(super) fn own() -> io::Result<Homes> {
 
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+pub(crate) struct Mount {
     /// The group that is visible at the mount point.
     root: String,
-    point: PathBuf,
+    pub(crate) point: PathBuf,
     /// v1 controllers; none for cgroup v2.
     controllers: Option<Vec<String>>,
 }
 
-fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
+pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
     text.split(|&byte| byte == b'\n').filter_map(parse_mount).collect()
 }
 
@@ -92,7 +92,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
-fn combine(memberships: &[Membership], mounts: &[Mount]) -> Homes {
+pub(crate) fn combine(memberships: &[Membership], mounts: &[Mount]) -> Homes {
     let v1 = |controller: &str| {
         let member = memberships.iter().find(|member| member.controllers.iter().any(|name| name == controller))?;
         mounts

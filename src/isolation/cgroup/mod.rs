@@ -2,9 +2,9 @@
 
 mod comb;
 mod eventfd;
-mod files;
+pub(crate) mod files;
 mod group;
-mod hierarchy;
+pub(crate) mod hierarchy;
 mod leftovers;
 mod limits;
 mod v1;

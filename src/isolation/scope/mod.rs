@@ -7,7 +7,7 @@ mod group;
 mod properties;
 #[cfg(test)]
 mod tests;
-mod unit;
+pub(crate) mod unit;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;

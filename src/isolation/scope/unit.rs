@@ -11,7 +11,7 @@ pub(super) fn slice(app: &str) -> String {
 }
 
 /// The scope of a worker; the second and later attempts for the same worker have names of their own.
-pub(super) fn scope(fence: &FenceName, attempt: u32) -> String {
+pub(crate) fn scope(fence: &FenceName, attempt: u32) -> String {
     let again = if attempt == 0 { String::new() } else { format!(".{attempt}") };
     format!("{}{again}.scope", name::of(fence))
 }
@@ -22,7 +22,7 @@ pub(super) fn pattern(app: &str) -> String {
 }
 
 /// Whose scope it is; none if it is not one of ours.
-pub(super) fn parse(unit: &str) -> Option<FenceName> {
+pub(crate) fn parse(unit: &str) -> Option<FenceName> {
     name::parse(unit.strip_suffix(".scope")?)
 }
 

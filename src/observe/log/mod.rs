@@ -15,6 +15,9 @@ use crate::config::model::LogFormat;
 use crate::supervisor::note::{Level, Note, NoteKind};
 use crate::systemd::journal::{self, JournalSocket};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use text::{as_json, as_text};
+
 pub use record::{Field, OutputSource, Record};
 pub use stderr::Stderr;
 

@@ -116,6 +116,18 @@ fn json(app: &str, time: TimeOfDay, record: &Record<'_>) -> String {
     line
 }
 
+/// The line that people see, at the beginning of time.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn as_text(app: &str, record: &Record<'_>) -> String {
+    text(app, false, TimeOfDay { seconds: 0, millis: 0 }, record)
+}
+
+/// The line that programs see, likewise.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn as_json(app: &str, record: &Record<'_>) -> String {
+    json(app, TimeOfDay { seconds: 0, millis: 0 }, record)
+}
+
 /// A date and time in UTC, as RFC 3339 writes it.
 #[derive(Clone, Copy)]
 struct TimeOfDay {

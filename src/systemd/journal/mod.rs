@@ -4,7 +4,7 @@
 
 mod entry;
 mod message_id;
-mod read;
+pub(crate) mod read;
 mod stream;
 
 pub use entry::{Entry, JournalSocket};

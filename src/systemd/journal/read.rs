@@ -65,7 +65,7 @@ struct Line {
     message: serde_json::Value,
 }
 
-fn parse(line: &str) -> Option<String> {
+pub(crate) fn parse(line: &str) -> Option<String> {
     let line: Line = serde_json::from_str(line).ok()?;
     if let Some(text) = line.message.as_str() {
         return Some(single_line(text, LINE_MOST));
