@@ -17,6 +17,7 @@ use sim::model::Phase;
 
 /// The laws, which are the simulation's own.
 #[expect(
+    dead_code,
     clippy::match_same_arms,
     clippy::option_option,
     clippy::similar_names,
