@@ -15,6 +15,7 @@ use crate::supervisor::event::{Event, Request};
 use crate::supervisor::note::{Note, NoteKind};
 use crate::supervisor::policy::Policy;
 use crate::systemd::activation::Inherited;
+use crate::worker::open_files::OpenFiles;
 
 /// Check the file alone, or also start one worker on stand-in sockets, with the environment, user, limits and isolation
 /// of `run`; what there is to say if all is well.
@@ -73,6 +74,7 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             state_file: None,
             inherited: None,
             strays: Vec::new(),
+            open_files: OpenFiles::raise_own().map_err(Refusal::of_machine)?,
         })
         .await
         .map_err(Refusal::of_machine)?;

@@ -26,6 +26,7 @@ use crate::supervisor::note::Level;
 use crate::systemd::activation::Inherited;
 use crate::systemd::notify::{ServiceNotifier, watchdog_interval};
 use crate::worker::files;
+use crate::worker::open_files::OpenFiles;
 
 /// Run until stopped; the exit code. A change of anything `watched` is a reload.
 ///
@@ -69,6 +70,7 @@ fn name_of_file(invocation: &Invocation) -> Option<String> {
 }
 
 async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Path>, log: &Log) -> Result<u8, Refusal> {
+    let open_files = OpenFiles::raise_own().map_err(Refusal::of_machine)?;
     let name = &wanted.name;
     let path = Surroundings::of_process(directory).of_manager(name).map_err(Refusal::of_machine)?;
     if wanted.loaded.is_err() && !path.exists() {
@@ -114,6 +116,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         state_file: Some(state_file),
         inherited: state.map(|state| (state, found)),
         strays,
+        open_files,
         changes,
     })
     .await

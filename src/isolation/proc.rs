@@ -20,7 +20,8 @@ pub(super) const MOST_AWAITED: usize = 64;
 /// # Errors
 /// What `open(2)` and `read(2)` say.
 pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+    // Most are smaller, and every read of a file of the kernel's makes it write the text again.
+    let mut text = Vec::with_capacity(4096);
     File::open(path)?.take(LONGEST).read_to_end(&mut text)?;
     Ok(text)
 }

@@ -7,12 +7,23 @@ use crate::config::model::Signal;
 use crate::isolation::{FenceName, Isolation, Mode, none};
 use crate::systemd::journal;
 use crate::worker::environment::{self, Facts};
+use crate::worker::open_files::OpenFiles;
 use crate::worker::order::Order;
 use crate::worker::process::Gate;
 
 use super::generation::Prepared;
 use super::listeners::Listeners;
 use super::worker::{InJournal, Worker};
+
+/// What every worker of a manager has in common.
+pub struct Common {
+    /// The app's sockets.
+    pub listeners: Rc<Listeners>,
+    /// Whether journald believes whose lines they are, which it does of root only.
+    pub to_journal: bool,
+    /// What the manager was started with.
+    pub open_files: OpenFiles,
+}
 
 /// Start the worker; its pid once its command has been exec'd.
 ///
@@ -22,15 +33,14 @@ pub async fn launch(
     worker: &Worker,
     prepared: &Prepared,
     isolation: &dyn Isolation,
-    listeners: &Listeners,
-    to_journal: bool,
+    common: &Common,
 ) -> Result<u32, String> {
     let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
     let gate =
         Gate::spawn((none::MARKER, &none::marker(&name))).map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
-    let result = enclose_and_release(worker, prepared, &name, isolation, listeners, to_journal, &gate).await;
+    let result = enclose_and_release(worker, prepared, &name, isolation, common, &gate).await;
     match result {
         Ok(()) => {
             worker.started.set(true);
@@ -56,8 +66,7 @@ async fn enclose_and_release(
     prepared: &Prepared,
     name: &FenceName,
     isolation: &dyn Isolation,
-    listeners: &Listeners,
-    to_journal: bool,
+    common: &Common,
     gate: &Gate,
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
@@ -70,13 +79,14 @@ async fn enclose_and_release(
     if worker.is_given_up() {
         return Err(given_up());
     }
+    let Common { listeners, to_journal, open_files } = common;
     let stream =
-        if to_journal && isolation.mode() == Mode::Scope { journal_stream(worker, prepared, unit) } else { None };
+        if *to_journal && isolation.mode() == Mode::Scope { journal_stream(worker, prepared, unit) } else { None };
     let (output, stream_id) = match stream {
         Some((stream, id)) => (stream, Some(id)),
         None => (worker.output.worker_end().map_err(|error| format!("opening its output: {error}"))?, None),
     };
-    let order = order(worker, prepared, &listeners.names(), &none::marker(name), stream_id.as_deref());
+    let order = order(worker, prepared, &listeners.names(), &none::marker(name), stream_id.as_deref(), *open_files);
     let output = std::os::fd::AsFd::as_fd(&output);
     gate.release(&order, output, output, &listeners.descriptors())
         .await
@@ -103,7 +113,14 @@ fn journal_stream(worker: &Worker, prepared: &Prepared, unit: String) -> Option<
     }
 }
 
-fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str, journal_stream: Option<&str>) -> Order {
+fn order(
+    worker: &Worker,
+    prepared: &Prepared,
+    names: &[String],
+    marker: &str,
+    journal_stream: Option<&str>,
+    started_with: OpenFiles,
+) -> Order {
     let config = &prepared.config;
     let facts = Facts {
         app: &config.name,
@@ -123,6 +140,6 @@ fn order(worker: &Worker, prepared: &Prepared, names: &[String], marker: &str, j
         working_directory: config.working_directory.clone(),
         account: prepared.account.clone(),
         umask: config.umask,
-        nofile: config.limits.nofile,
+        open_files: config.limits.nofile.map_or(started_with, OpenFiles::exactly),
     }
 }

@@ -19,6 +19,7 @@ use crate::supervisor::id::{ConfigId, RequestId, WorkerId};
 use crate::supervisor::note::{Level, Note};
 use crate::supervisor::time::Time;
 use crate::systemd::notify::ServiceNotifier;
+use crate::worker::open_files::OpenFiles;
 
 use super::adopt::{self, Found};
 use super::changes::News;
@@ -71,6 +72,8 @@ pub struct Parts {
     pub inherited: Option<(State, Found)>,
     /// What lives and nobody knows.
     pub strays: Vec<Leftover>,
+    /// How many files a worker may have open, unless the configuration says it.
+    pub open_files: OpenFiles,
     /// Development: files have changed, so roll; none: not asked for.
     pub changes: Option<mpsc::UnboundedReceiver<News>>,
 }
@@ -102,6 +105,7 @@ pub struct Manager {
     /// When something changed that is not written down yet.
     pub(super) unsaved: Option<Time>,
     pub(super) strays: Vec<Leftover>,
+    pub(super) open_files: OpenFiles,
     pub(super) exit: Option<u8>,
 }
 
@@ -181,6 +185,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         state_file: parts.state_file,
         unsaved: None,
         strays: parts.strays,
+        open_files: parts.open_files,
         exit: None,
     };
     manager.keep_own_listeners_safe();

@@ -11,7 +11,7 @@ use crate::supervisor::note::{Level, Note};
 use crate::worker::files::Files;
 
 use super::clock;
-use super::launch;
+use super::launch::{self, Common};
 use super::manager::Manager;
 use super::origin;
 use super::watch;
@@ -120,13 +120,16 @@ impl Manager {
         // While there is no manager, messages wait in it.
         self.keep_safe(&format!("notify.{id}"), worker.notify.descriptor());
         self.workers.insert(id, Rc::clone(&worker));
-        let (isolation, listeners) = (Rc::clone(&self.isolation), Rc::clone(&self.listeners));
+        let isolation = Rc::clone(&self.isolation);
         let (events, log) = (self.events.clone(), self.log.clone());
-        // journald believes whose lines they are from root only.
-        let to_journal = self.log.is_journald() && rustix::process::geteuid().is_root();
+        let common = Common {
+            listeners: Rc::clone(&self.listeners),
+            to_journal: self.log.is_journald() && rustix::process::geteuid().is_root(),
+            open_files: self.open_files,
+        };
         // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
         tokio::task::spawn_local(async move {
-            match launch::launch(&worker, &prepared, &*isolation, &listeners, to_journal).await {
+            match launch::launch(&worker, &prepared, &*isolation, &common).await {
                 Ok(pid) => {
                     let _ = events.send(Event::Started { worker: id, pid });
                     watch::life(&worker, &log, events);

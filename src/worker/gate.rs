@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid};
 
 use super::order::{self, Order, Received};
@@ -76,9 +75,7 @@ fn become_worker(received: Received, above: RawFd) -> Result<std::convert::Infal
     place_descriptors(output, errors, sockets, above).step("placing file descriptors")?;
     rustix::process::setsid().step("starting a session")?;
     reset_oom_score().step("resetting oom_score_adj")?;
-    if let Some(nofile) = order.nofile {
-        setrlimit(Resource::RLIMIT_NOFILE, nofile, nofile).step(format!("setting limits.nofile to {nofile}"))?;
-    }
+    order.open_files.set_own().step(format!("setting limits.nofile to {}", order.open_files.soft))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(order.umask));
     drop_privileges(&order)?;
     let mut command = command(&order)?;

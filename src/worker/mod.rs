@@ -10,6 +10,7 @@ pub mod files;
 pub mod gate;
 pub mod message;
 pub mod notify;
+pub mod open_files;
 pub mod order;
 pub mod output;
 pub mod pressure;

@@ -17,6 +17,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::account::Account;
+use super::open_files::OpenFiles;
 
 /// The most sockets that one worker can be given; `SCM_MAX_FD` is 253, and three descriptors are ours.
 pub const SOCKETS_MAX: usize = 250;
@@ -37,8 +38,8 @@ pub struct Order {
     pub account: Option<Account>,
     /// File mode creation mask.
     pub umask: u32,
-    /// `RLIMIT_NOFILE`, soft and hard.
-    pub nofile: Option<u64>,
+    /// How many files it may have open: not as many as the manager.
+    pub open_files: OpenFiles,
 }
 
 /// Send an order; `output` becomes standard output and error, `sockets` the descriptors from 3 on.
@@ -127,7 +128,7 @@ mod tests {
             working_directory: None,
             account: None,
             umask: 0o22,
-            nofile: None,
+            open_files: OpenFiles::exactly(1024),
         }
     }
 

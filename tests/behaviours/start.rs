@@ -16,6 +16,24 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b15_hang_before_ready", EVERYWHERE, b15_start_timeout);
     suite.add("b16_slow_start_lives", EVERYWHERE, b16_slow_start);
     suite.add("b16_extended_start_lives", &[Mode::None], b16_extended);
+    suite.add("x_more_workers_than_open_files", &[Mode::None, Mode::Cgroup], x_open_files);
+}
+
+/// The manager holds several files for each worker. What it may have open is not what its workers may.
+fn x_open_files(mode: Mode) {
+    let manager = App::new(mode).set("workers", 24).variable("W_OPEN_FILES", "64").start_ready(24);
+    let limits = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit of open files");
+        let mut values = line.split_ascii_whitespace().map(str::to_owned);
+        (values.next().expect("soft"), values.next().expect("hard"))
+    };
+    let (soft, hard) = limits(manager.pid());
+    assert_eq!(soft, hard, "the manager's own");
+    for pid in manager.status().ready_pids() {
+        assert_eq!(limits(pid), ("64".to_owned(), hard.clone()), "worker {pid}'s");
+    }
+    manager.stop();
 }
 
 fn b04_own_fence(mode: Mode) {

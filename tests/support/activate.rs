@@ -17,6 +17,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
+use rustix::process::{Resource, Rlimit};
+
 /// The most sockets that one call passes.
 const MOST: usize = 16;
 
@@ -71,6 +73,10 @@ fn become_the_program(arguments: Vec<OsString>) -> std::io::Result<std::convert:
     let own = arguments.next().ok_or_else(malformed)? == "own";
     for group in arguments.by_ref().take_while(|argument| argument != "--") {
         std::fs::write(Path::new(&group).join("cgroup.procs"), std::process::id().to_string())?;
+    }
+    if let Some(most) = std::env::var("W_OPEN_FILES").ok().and_then(|most| most.parse().ok()) {
+        let limits = rustix::process::getrlimit(Resource::Nofile);
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limits })?;
     }
     let mut command = Command::new(arguments.next().ok_or_else(malformed)?);
     command.args(arguments);

@@ -1,9 +1,5 @@
 //! How fast the core decides: steps a second, and what 1,000 workers cost against 10.
 
-#![expect(clippy::print_stdout, reason = "a benchmark prints")]
-#![expect(clippy::cast_precision_loss, reason = "figures for people")]
-#![expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
-
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -15,17 +11,21 @@ use paddock::supervisor::id::{ConfigId, SlotId, WorkerId};
 use paddock::supervisor::policy::Policy;
 use paddock::supervisor::time::Time;
 
+use crate::figure::{Figure, median};
+
 /// Rounds of the interleaved comparison; the median counts.
 const ROUNDS: usize = 601;
 /// Steps of a round: fewer than fit into a time slice, so that a busy machine spoils few of them.
 const STEPS: u64 = 1000;
 
-fn main() {
+/// All of it.
+pub(crate) fn measure() -> Vec<Figure> {
     let mut small = App::new(10);
     let mut large = App::new(1000);
     let mut four = App::new(4);
     let speed = median((0..ROUNDS).map(|_| 1e9 / four.measure(App::mixed, STEPS)));
-    println!("core: {:.2} million steps a second (4 workers, messages and deaths mixed)", speed / 1e6);
+    let mut figures =
+        vec![Figure::at_least("core: million steps a second, 4 workers, all kinds mixed", speed / 1e6, 1.0)];
     for (name, what) in [("a message", App::message as fn(&mut App)), ("a death and its restart", App::death)] {
         let mut pairs = Vec::new();
         for _ in 0..ROUNDS {
@@ -33,14 +33,10 @@ fn main() {
         }
         let ratio = median(pairs.iter().map(|(small, large)| large / small));
         let cost = median(pairs.iter().map(|(small, _)| *small));
-        println!("core: {name}: {cost:.0} ns a step with 10 workers, {ratio:.2} times that with 1,000");
+        figures.push(Figure::plain(format!("core: {name}, 10 workers, ns a step"), cost));
+        figures.push(Figure::at_most(format!("core: {name}, 1,000 workers against 10, ratio"), ratio, 2.0));
     }
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    figures
 }
 
 /// An app whose workers are all ready.
