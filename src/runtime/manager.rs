@@ -39,6 +39,12 @@ const BATCH: usize = 256;
 /// How long what workers said may be known to this process only, if nothing is done about it.
 const UNSAVED_MOST: Duration = Duration::from_secs(1);
 
+/// Being this late for a deadline is a stall: the manager was stopped, or the whole machine was.
+const STALL: Duration = Duration::from_secs(1);
+
+/// The longest time that deadlines wait after a stall.
+const STALL_GRACE: Duration = Duration::from_secs(5);
+
 /// How many datagrams of one worker are read in one go.
 const DATAGRAMS: usize = 64;
 
@@ -106,6 +112,10 @@ pub struct Manager {
     pub(super) unsaved: Option<Time>,
     pub(super) strays: Vec<Leftover>,
     pub(super) open_files: OpenFiles,
+    /// Whether it goes on where an earlier manager ended.
+    pub(super) resumed: bool,
+    /// After a stall: no deadline is judged before this.
+    pub(super) judge_from: Option<Time>,
     pub(super) exit: Option<u8>,
 }
 
@@ -186,6 +196,8 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         unsaved: None,
         strays: parts.strays,
         open_files: parts.open_files,
+        resumed: parts.inherited.is_some(),
+        judge_from: None,
         exit: None,
     };
     manager.keep_own_listeners_safe();
@@ -204,6 +216,8 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         }
         let woken = manager.wait(&mut inputs).await;
         manager.turn(woken, &mut inputs, &mut actions);
+        // A worker that never stops talking must not keep the other tasks waiting.
+        tokio::task::yield_now().await;
     };
     manager.farewell().await;
     Ok(code)
@@ -212,7 +226,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
 impl Manager {
     /// Phase 1: wait. Nothing is decided here.
     async fn wait(&mut self, inputs: &mut Inputs) -> Woken {
-        let deadline = self.supervisor.next_deadline().map(|(at, _)| at);
+        let deadline = self.supervisor.next_deadline().map(|(at, _)| self.judge_from.map_or(at, |from| from.max(at)));
         let ping = inputs.ping.as_ref().map(|ping| ping.next);
         let save = self.unsaved.map(|since| since.after(UNSAVED_MOST));
         let wake_at = [deadline, ping, save].into_iter().flatten().min();
@@ -247,7 +261,7 @@ impl Manager {
                 self.read_again(None);
             }
             Woken::News(News::Trouble(why)) => self.log.say(Level::Error, &why),
-            Woken::Readable(worker) => self.hear(worker, DATAGRAMS, now, actions),
+            Woken::Readable(worker) => self.hear_in_turn(worker, now, actions),
             Woken::Room => {
                 if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::flush) {
                     self.log.say(Level::Warning, &format!("telling systemd: {error}"));
@@ -259,21 +273,27 @@ impl Manager {
             let Ok(event) = inputs.events.try_recv() else { break };
             self.step(event, now, actions);
         }
-        for _ in 0..BATCH {
+        // Who has more to say stands at the end of the queue again, for the next turn.
+        for _ in 0..inputs.readable.len().min(BATCH) {
             let Ok(worker) = inputs.readable.try_recv() else { break };
-            self.hear(worker, DATAGRAMS, now, actions);
+            self.hear_in_turn(worker, now, actions);
         }
         if self.is_due(now) {
             // After a stall nobody is shot for a ping that had arrived: hear everyone first.
             for worker in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.hear(worker, DATAGRAMS, now, actions);
             }
-            if self.is_due(now) {
+            if self.may_judge(now) {
                 self.step(Event::Tick, now, actions);
             }
+        } else {
+            self.judge_from = self.judge_from.filter(|from| *from > now);
         }
         if self.unsaved.is_some_and(|since| since.after(UNSAVED_MOST) <= now) {
             self.save(&[]);
+        }
+        if self.resumed && !self.strays.is_empty() {
+            self.dismiss_strays();
         }
         if let Some(ping) = inputs.ping.as_mut().filter(|ping| ping.next <= now) {
             ping.next = now.after(ping.every);
@@ -290,6 +310,31 @@ impl Manager {
 
     fn is_due(&self, now: Time) -> bool {
         self.supervisor.next_deadline().is_some_and(|(at, _)| at <= now)
+    }
+
+    /// Whether a deadline has come that may be judged. After a stall it may not at once: workers that were stopped along
+    /// with us could not ping, and get the time for it that was lost, once, up to a bound.
+    fn may_judge(&mut self, now: Time) -> bool {
+        let Some((due, _)) = self.supervisor.next_deadline().filter(|(at, _)| *at <= now) else { return false };
+        // What was due before this process began is no stall of its own.
+        let late = now - due.max(self.started);
+        if self.judge_from.is_none() && late >= STALL {
+            let grace = late.min(STALL_GRACE);
+            self.judge_from = Some(now.after(grace));
+            self.log.say(
+                Level::Warning,
+                &format!(
+                    "stalled: {:.1} s late for a deadline; nobody is judged for the next {:.1} s",
+                    late.as_secs_f64(),
+                    grace.as_secs_f64()
+                ),
+            );
+        }
+        let may = self.judge_from.is_none_or(|from| from <= now);
+        if may {
+            self.judge_from = None;
+        }
+        may
     }
 
     /// Let the supervisor decide about one event, and do what it says.
@@ -399,8 +444,12 @@ impl Manager {
         }
     }
 
-    /// Our own workers serve: what an earlier manager left and nobody knows is not needed any more.
+    /// Our own workers serve: what an earlier manager left and nobody knows is not needed any more. A manager that took
+    /// over is ready from the beginning, which says nothing about workers that died or were forgotten meanwhile.
     pub(super) fn dismiss_strays(&mut self) {
+        if self.resumed && !self.supervisor.is_whole() {
+            return;
+        }
         let strays = std::mem::take(&mut self.strays);
         if let Some(prepared) = self.configs.values().next_back() {
             adopt::drain_strays(strays, prepared.policy.drain_signal, prepared.policy.graceful, &self.log);
@@ -429,6 +478,14 @@ impl Manager {
         }
     }
 
+    /// Hear a worker that stood in the queue.
+    fn hear_in_turn(&mut self, id: WorkerId, now: Time, actions: &mut Vec<Action>) {
+        if let Some(worker) = self.workers.get(&id) {
+            worker.queued.set(false);
+        }
+        self.hear(id, DATAGRAMS, now, actions);
+    }
+
     /// Read what a worker has sent, up to a bound; what remains is heard in the next turn.
     fn hear(&mut self, id: WorkerId, bound: usize, now: Time, actions: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(&id).map(Rc::clone) else { return };
@@ -444,7 +501,9 @@ impl Manager {
             // Only now: closing its descriptor tells the sender of a barrier that all before it has been acted upon.
             drop(received.descriptors);
         }
-        let _ = self.readable.send(id);
+        if !worker.queued.replace(true) {
+            let _ = self.readable.send(id);
+        }
     }
 
     fn ignore_stranger(&self, worker: &Worker, sender: Option<i32>) {

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::isolation::Fence;
 use crate::supervisor::action::{Action, ServiceState, Start};
@@ -32,6 +33,22 @@ const fn rank(action: &Action) -> u8 {
         Action::Tell(_) => 2,
         Action::Reply { .. } => 3,
         Action::Exit { .. } => 4,
+    }
+}
+
+/// The first pause before a fence that could not be removed is tried again, and the longest.
+const SWEEP_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+/// Nothing may be left of a worker for good, whatever was in the way: no bus, no descriptor.
+async fn sweep_at_last(fence: Rc<dyn Fence>) {
+    let (mut pause, longest) = SWEEP_AGAIN;
+    loop {
+        tokio::time::sleep(pause).await;
+        match fence.sweep().await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!("removing {} again: {error}", fence.describe()),
+        }
+        pause = longest.min(pause * 2);
     }
 }
 
@@ -162,7 +179,9 @@ impl Manager {
             if let Some(fence) = fence
                 && let Err(error) = fence.sweep().await
             {
-                log.say(Level::Warning, &format!("slot {}: removing {}: {error}", worker.start.slot, fence.describe()));
+                let slot = worker.start.slot;
+                log.say(Level::Warning, &format!("slot {slot}: removing {}: {error}; tried again", fence.describe()));
+                tokio::task::spawn_local(sweep_at_last(fence));
             }
             let _ = events.send(Event::Gone { worker: id });
         });

@@ -156,15 +156,19 @@ impl StateFile {
     /// # Errors
     /// See [`StateError`].
     pub fn load(&mut self) -> Result<Option<State>, StateError> {
+        let performed = read_own(&self.directory.join(PERFORMED))?.unwrap_or_default();
+        let performed = <[u8; 8]>::try_from(performed).map_or(0, u64::from_le_bytes);
+        // Whatever becomes of the state itself: what is written from here on is later than all that was done.
+        self.sequence = performed;
         let path = self.directory.join(STATE);
         let Some(text) = read_own(&path)? else { return Ok(None) };
         let mut state = parse(&text, &path)?;
         if state.boot != self.boot {
             return Ok(None);
         }
-        self.sequence = state.sequence;
-        let performed = read_own(&self.directory.join(PERFORMED))?.unwrap_or_default();
-        if <[u8; 8]>::try_from(performed).is_ok_and(|bytes| u64::from_le_bytes(bytes) == state.sequence) {
+        self.sequence = performed.max(state.sequence);
+        // Later than this state: the states in between could not be written, what they stood for was done all the same.
+        if performed >= state.sequence {
             state.pending.clear();
         }
         Ok(Some(state))
@@ -216,11 +220,19 @@ impl StateFile {
 
     fn replace(&mut self, text: &[u8]) -> io::Result<()> {
         if self.performed.is_none() {
-            self.performed = Some(File::from(create(&self.directory.join(PERFORMED))?));
+            let file = File::from(open(&self.directory.join(PERFORMED), OFlags::CREATE)?);
+            if file.metadata()?.len() == 0 {
+                // So that there is room for the number however full the disk gets.
+                file.write_all_at(&0_u64.to_le_bytes(), 0)?;
+            }
+            self.performed = Some(file);
         }
         let new = self.directory.join(NEW_STATE);
-        File::from(create(&new)?).write_all_at(text, 0)?;
-        std::fs::rename(&new, self.directory.join(STATE))
+        let written = open(&new, OFlags::CREATE | OFlags::TRUNC)
+            .and_then(|file| File::from(file).write_all_at(text, 0))
+            .and_then(|()| std::fs::rename(&new, self.directory.join(STATE)));
+        // Half a state is of no use, and takes room from what is.
+        written.inspect_err(|_| drop(std::fs::remove_file(&new)))
     }
 }
 
@@ -245,8 +257,8 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
     serde_json::from_slice(text).map_err(damaged)
 }
 
-fn create(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+fn open(path: &Path, how: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | how | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::from_raw_mode(0o600))?)
 }
 
@@ -319,6 +331,32 @@ mod tests {
         assert!(StateFile::new(&directory).load().unwrap().unwrap().pending.is_empty());
         // A later list is pending again until it is marked, too.
         save(&mut file, &deed());
+        assert_eq!(StateFile::new(&directory).load().unwrap().unwrap().pending, deed());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_was_done_while_nothing_could_be_written_makes_older_deeds_done_too() {
+        let directory = test_directory("state-full");
+        let mut file = StateFile::new(&directory);
+        save(&mut file, &deed());
+        std::fs::create_dir(directory.join(NEW_STATE)).unwrap();
+        let supervisor = Supervisor::new(policy(), ConfigId(1), 7);
+        let books = Books {
+            isolation: Mode::None,
+            pending: &[],
+            workers: Vec::new(),
+            configs: BTreeMap::new(),
+            last_config: ConfigId(1),
+            last_request: RequestId(0),
+        };
+        file.save(&supervisor, books).unwrap_err();
+        file.mark_performed();
+        std::fs::remove_dir(directory.join(NEW_STATE)).unwrap();
+        let mut next = StateFile::new(&directory);
+        assert!(next.load().unwrap().unwrap().pending.is_empty());
+        // What the next manager writes is later than all of that.
+        save(&mut next, &deed());
         assert_eq!(StateFile::new(&directory).load().unwrap().unwrap().pending, deed());
         std::fs::remove_dir_all(directory).unwrap();
     }

@@ -27,7 +27,9 @@ pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId
     let listened = Rc::clone(worker);
     worker.owns(
         tokio::task::spawn_local(async move {
-            while listened.notify.readable().await.is_ok() && readable.send(id).is_ok() {}
+            while listened.notify.readable().await.is_ok()
+                && (listened.queued.replace(true) || readable.send(id).is_ok())
+            {}
         })
         .abort_handle(),
     );
@@ -107,6 +109,11 @@ async fn last_words(worker: &Worker) -> Vec<String> {
 
 /// Whether a process is inside the worker's fence now.
 pub fn belongs(worker: &Worker, pid: Pid) -> bool {
+    // The first process was seen inside before it was let go. While it lives its number is its own, which the pidfd tells
+    // even when no file can be opened to look.
+    if worker.process.borrow().as_ref().is_some_and(|first| first.pid() == pid && first.is_running()) {
+        return true;
+    }
     let fence = worker.fence.borrow().clone();
     fence.is_some_and(|fence| fence.contains(pid))
 }

@@ -46,6 +46,8 @@ pub struct Worker {
     pub swept: Cell<bool>,
     /// Whether a message from outside the worker has been ignored and logged.
     pub stranger_logged: Cell<bool>,
+    /// Whether it stands in the queue of those to be heard: once, however much it says.
+    pub queued: Cell<bool>,
     cancelled: Cell<bool>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
@@ -96,6 +98,7 @@ impl Worker {
             started: Cell::default(),
             swept: Cell::default(),
             stranger_logged: Cell::default(),
+            queued: Cell::default(),
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         })
@@ -139,6 +142,7 @@ impl Worker {
             started: Cell::new(true),
             swept: Cell::default(),
             stranger_logged: Cell::default(),
+            queued: Cell::default(),
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         })

@@ -52,6 +52,12 @@ impl Supervisor {
         self.sort_timers();
     }
 
+    /// Whether every slot that is wanted has a ready worker.
+    pub fn is_whole(&self) -> bool {
+        let is_ready = |id| self.workers.get(&id).is_some_and(|worker| worker.phase == Phase::Ready);
+        self.slots.values().filter(|slot| slot.wanted).all(|slot| slot.current.is_some_and(is_ready))
+    }
+
     /// Every worker of which something may be left, for whoever has to look after them.
     pub fn worker_ids(&self) -> impl Iterator<Item = (WorkerId, bool)> + '_ {
         self.workers.iter().map(|(id, worker)| (*id, worker.phase == Phase::Asked))

@@ -49,7 +49,10 @@ impl NotifySocket {
     /// What `bind(2)`, `chown(2)` say; a path over 107 bytes.
     pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
         let socket = UnixDatagram::bind(&path)?;
-        files::hand_over(&path, owner)?;
+        if let Err(error) = files::hand_over(&path, owner) {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
         Self::keep(socket.into(), path)
     }
 
@@ -58,9 +61,18 @@ impl NotifySocket {
     /// # Errors
     /// What `setsockopt(2)` says.
     pub fn keep(socket: OwnedFd, path: PathBuf) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
-        Ok(Self { socket: sys::watch(socket, Interest::READABLE)?, path })
+        let prepare = || {
+            rustix::io::ioctl_fionbio(&socket, true)?;
+            rustix::net::sockopt::set_socket_passcred(&socket, true)
+        };
+        match prepare().map_err(io::Error::from).and_then(|()| sys::watch(socket, Interest::READABLE)) {
+            Ok(socket) => Ok(Self { socket, path }),
+            Err(error) => {
+                // Nobody else would remove it.
+                let _ = std::fs::remove_file(&path);
+                Err(error)
+            }
+        }
     }
 
     /// The socket itself, for safe keeping.

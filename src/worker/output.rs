@@ -48,9 +48,14 @@ impl Output {
     /// What `mkfifo(3)`, `open(2)`, `chown(2)` say.
     pub fn create(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
-        let output = Self::open(path)?;
-        files::hand_over(&output.path, owner)?;
-        Ok(output)
+        match Self::open(path.clone()) {
+            Ok(output) => files::hand_over(&output.path, owner).map(|()| output),
+            Err(error) => {
+                // Without a descriptor for it nobody else would remove it.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     /// Read on from a FIFO that an earlier manager made.

@@ -18,6 +18,9 @@ use crate::sys;
 /// More connections than this push the oldest out.
 const CONNECTIONS_MAX: usize = 64;
 
+/// The pause while there is no descriptor for a connection; it waits in the backlog.
+const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// A bound socket and who is connected; unlinked when dropped.
 #[derive(Debug)]
 pub struct PressureSocket {
@@ -33,10 +36,11 @@ impl PressureSocket {
     /// What `bind(2)`, `chown(2)` say; a path over 107 bytes.
     pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
         let listener = UnixListener::bind(&path)?;
-        files::hand_over(&path, owner)?;
-        listener.set_nonblocking(true)?;
-        let listener = sys::watch(listener.into(), Interest::READABLE)?;
-        Ok(Self { listener, connections: RefCell::default(), path })
+        let watched = files::hand_over(&path, owner)
+            .and_then(|()| listener.set_nonblocking(true))
+            .and_then(|()| sys::watch(listener.into(), Interest::READABLE))
+            .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        Ok(Self { listener: watched, connections: RefCell::default(), path })
     }
 
     /// Where it is.
@@ -61,6 +65,12 @@ impl PressureSocket {
                 }
                 Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(
+                    rustix::io::Errno::MFILE
+                    | rustix::io::Errno::NFILE
+                    | rustix::io::Errno::NOBUFS
+                    | rustix::io::Errno::NOMEM,
+                ) => tokio::time::sleep(SHORTAGE).await,
                 Err(errno) => return Err(errno.into()),
             }
         }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -43,6 +44,12 @@ impl Process {
     /// The same number, unsigned.
     pub const fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Whether it is not over yet; false too if the kernel cannot say.
+    pub fn is_running(&self) -> bool {
+        let mut polled = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
     }
 
     /// Send a signal; a process that is over already is no error.

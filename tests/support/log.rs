@@ -127,6 +127,12 @@ impl Log {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
     }
 
+    /// The lines from a mark on.
+    pub(crate) fn lines_after(&self, mark: usize) -> Vec<Line> {
+        let state = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.lines.get(mark..).unwrap_or_default().to_vec()
+    }
+
     /// How many lines there are: a mark for [`Self::wait_after`].
     pub(crate) fn mark(&self) -> usize {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).lines.len()

@@ -1,7 +1,6 @@
 //! A real manager: configured, started with sockets, watched, and cleaned up after.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
@@ -159,7 +158,6 @@ pub(crate) struct App {
     /// Another manager's group, to be in as well as it.
     joined: Option<Vec<PathBuf>>,
     variables: BTreeMap<String, String>,
-    arguments: Vec<OsString>,
 }
 
 impl App {
@@ -182,7 +180,6 @@ impl App {
             group,
             joined: None,
             variables: BTreeMap::new(),
-            arguments: Vec::new(),
             dir,
         };
         app.put("isolation", mode.key());
@@ -246,12 +243,6 @@ impl App {
         self
     }
 
-    /// One more argument of `paddock run`.
-    pub(crate) fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
-        self
-    }
-
     /// The group around the manager.
     pub(crate) fn group(&self) -> &Group {
         self.group.as_ref().expect("a group around the manager")
@@ -301,7 +292,6 @@ impl App {
         let fds: Vec<BorrowedFd<'_>> = self.sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
         let mut command = activate::command(&paddock(), &fds, self.listen_pid, cgroups);
         command.arg("run").arg(self.config_path()).arg("--runtime-directory").arg(self.dir.path().join("run"));
-        command.args(&self.arguments);
         plain_environment(&mut command, &self.dir.name());
         command.env("NOTIFY_SOCKET", notify.path()).envs(&self.variables);
         if !self.sockets.is_empty() {

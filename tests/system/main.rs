@@ -12,6 +12,7 @@
     reason = "a test fails by panicking, has a clock of its own, and the worker program ends as it likes"
 )]
 
+mod faults;
 mod isolation;
 mod journal;
 mod reload;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     reload::register(&mut suite);
     journal::register(&mut suite);
     variants::register(&mut suite);
+    faults::register(&mut suite);
     suite.run()
 }
 

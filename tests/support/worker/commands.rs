@@ -12,7 +12,7 @@
 //! | `/exit?code=N`, `/signal?n=N` | die in the middle of the request |
 //! | `/daemon` | leave a detached grandchild, return its pid |
 //! | `/notify?text=T&by=child&times=N` | send T on the notify socket, from a child that leaves at once, N times |
-//! | `/print?text=T` | write T to standard error |
+//! | `/print?text=T&times=N` | write T to standard error, N times |
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -41,7 +41,9 @@ pub(super) fn perform(state: &Arc<State>, request: &Request) -> String {
         "/daemon" => report["daemon"] = json!(daemon::spawn().unwrap_or(0)),
         "/notify" => notify(state, request),
         "/print" => {
-            let _ = writeln!(std::io::stderr(), "{}", request.get("text").unwrap_or_default());
+            for _ in 0..request.number("times").unwrap_or(1) {
+                let _ = writeln!(std::io::stderr(), "{}", request.get("text").unwrap_or_default());
+            }
         }
         _ => {}
     }
