@@ -9,13 +9,16 @@ use paddock::cli::{self, Cli, Command, ConfigArgs};
 use paddock::command;
 use paddock::config::{Invocation, Runner};
 use paddock::runtime::setup::Refusal;
+use paddock::runtime::upgrade::ask;
 use paddock::worker::gate;
 
 fn main() -> ExitCode {
-    // The gate is on the way of every start: it needs no command line parser.
+    // The gate is on the way of every start: it needs no command line parser. Nor has the other hidden role any options.
     let mut arguments = std::env::args_os();
-    if arguments.nth(1).is_some_and(|role| role == gate::ROLE) && arguments.next().is_none() {
-        return gate::run();
+    match arguments.nth(1).filter(|_| arguments.next().is_none()) {
+        Some(role) if role == gate::ROLE => return gate::run(),
+        Some(role) if role == ask::ROLE => return command::can_take_over::run(),
+        _ => {}
     }
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match cli::parse(arguments) {

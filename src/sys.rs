@@ -80,3 +80,14 @@ pub fn close_on_exec_from(first: u32) {
     // SAFETY: the flag only marks descriptors, closes none, and no memory is touched.
     let _ = unsafe { nix::libc::syscall(nix::libc::SYS_close_range, first, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC) };
 }
+
+/// Have a descriptor closed on exec, or keep it open across it.
+///
+/// # Errors
+/// EBADF if it is not open.
+pub fn set_close_on_exec(number: RawFd, close: bool) -> io::Result<()> {
+    let flag = if close { nix::libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: fcntl does not touch memory, and F_SETFD changes nothing but this flag of a descriptor of ours.
+    let result = unsafe { nix::libc::fcntl(number, nix::libc::F_SETFD, flag) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

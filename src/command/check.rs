@@ -75,6 +75,9 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             inherited: None,
             strays: Vec::new(),
             open_files: OpenFiles::raise_own().map_err(Refusal::of_machine)?,
+            taken: None,
+            lock: None,
+            image: None,
         })
         .await
         .map_err(Refusal::of_machine)?;

@@ -7,6 +7,7 @@ use crate::control::ControlRequest;
 use crate::control::client::Connection;
 use crate::control::directory::Surroundings;
 
+pub mod can_take_over;
 pub mod check;
 pub mod completions;
 pub mod figures;

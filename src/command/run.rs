@@ -21,6 +21,9 @@ use crate::runtime::manager::{self, Parts};
 use crate::runtime::recover;
 use crate::runtime::setup::{self, Fenced, Refusal};
 use crate::runtime::state::{State, StateFile};
+use crate::runtime::upgrade::handover::Handover;
+use crate::runtime::upgrade::image::Image;
+use crate::runtime::upgrade::take::Baton;
 use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::Level;
 use crate::systemd::activation::Inherited;
@@ -38,7 +41,18 @@ pub fn run(
     directory: Option<&Path>,
     colour: bool,
 ) -> Result<u8, Refusal> {
-    let inherited = setup::inherited()?;
+    // What an earlier image of this process left has the numbers that it names: nothing may be opened before.
+    let handed = Handover::take(|variable| std::env::var_os(variable)).map_err(Refusal::of_machine)?;
+    let baton = handed.map(Baton::grasp).transpose().map_err(Refusal::of_machine)?;
+    let image = match &baton {
+        Some(baton) => baton.handover().image.clone().map(Image::at),
+        None => Image::of_process(),
+    };
+    if let Some(name) = baton.as_ref().and_then(|_| image.as_ref()?.short_name()) {
+        // The kernel took the descriptor's number for the program's name; only people care.
+        let _ = rustix::thread::set_name(&name);
+    }
+    let inherited = if baton.is_some() { Inherited::default() } else { setup::inherited()? };
     let loaded = setup::load(&invocation, colour);
     let (name, format) = match &loaded {
         Ok(loaded) => (loaded.config.name.clone(), loaded.config.log.format),
@@ -47,11 +61,17 @@ pub fn run(
     };
     let log = Log::open(&name, format, |variable| std::env::var_os(variable));
     log.install();
-    for warning in loaded.iter().flat_map(|loaded| loaded.warnings.list()) {
+    // The image before this one has said them.
+    let news = loaded.iter().filter(|_| baton.is_none());
+    for warning in news.flat_map(|loaded| loaded.warnings.list()) {
         let remedy = warning.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
         log.say(Level::Warning, &format!("{}: {}{remedy}", warning.key, warning.message));
     }
-    let result = setup::on_the_loop(manage(Wanted { invocation, loaded, name, watched }, inherited, directory, &log))?;
+    let wanted = Wanted { invocation, loaded, name, watched, image };
+    let result = match baton {
+        Some(baton) => setup::on_the_loop(take_over(wanted, baton, &log)),
+        None => setup::on_the_loop(manage(wanted, inherited, directory, &log)),
+    }?;
     log.flush();
     result
 }
@@ -62,6 +82,7 @@ struct Wanted {
     loaded: Result<Loaded, Refusal>,
     name: String,
     watched: Vec<PathBuf>,
+    image: Option<Image>,
 }
 
 fn name_of_file(invocation: &Invocation) -> Option<String> {
@@ -77,7 +98,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         return Err(wanted.loaded.err().unwrap_or_else(|| Refusal::of_machine("no configuration")));
     }
     let directory = RuntimeDirectory::create(&path).map_err(Refusal::of_machine)?;
-    let _lock = directory.lock(name).map_err(Refusal::of_machine)?;
+    let lock = directory.lock(name).map_err(Refusal::of_machine)?;
     let (state_file, state) = earlier(&path, log);
     let Start { config, isolation, above, prepared } = start(&wanted, state.as_ref(), log).await?;
     let (notify_sockets, mut kept) = sort_stored(std::mem::take(&mut inherited.stored));
@@ -118,6 +139,43 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         strays,
         open_files,
         changes,
+        taken: None,
+        lock: Some(lock),
+        image: wanted.image,
+    })
+    .await
+    .map_err(Refusal::of_machine)
+}
+
+/// In the place of an earlier image of this process, which has been replaced.
+async fn take_over(wanted: Wanted, baton: Baton, log: &Log) -> Result<u8, Refusal> {
+    let path = baton.handover().directory.clone();
+    let directory = RuntimeDirectory::create(&path).map_err(Refusal::of_machine)?;
+    let state_file = StateFile::continued(&path, baton.state());
+    let Start { config, isolation, above, prepared } = start(&wanted, Some(baton.state()), log).await?;
+    let notifier =
+        ServiceNotifier::from_environment(|variable| std::env::var_os(variable)).map_err(Refusal::of_machine)?;
+    let changes = changes(wanted.watched, &wanted.invocation, &path)?;
+    let parts = baton.raise(&directory, &*isolation, config.control.group.as_deref(), log)?;
+    manager::run(Parts {
+        log: log.clone(),
+        directory: path,
+        isolation,
+        listeners: parts.listeners,
+        notifier,
+        ping_interval: watchdog_interval(),
+        control: Some(parts.control),
+        prepared,
+        source: Source { invocation: wanted.invocation, above, running: config },
+        seed: setup::seed()?,
+        listener: None,
+        state_file: Some(state_file),
+        inherited: None,
+        strays: Vec::new(),
+        changes,
+        taken: Some(parts.taken),
+        lock: Some(parts.lock),
+        image: wanted.image,
     })
     .await
     .map_err(Refusal::of_machine)

@@ -199,6 +199,14 @@ impl RuntimeDirectory {
     }
 }
 
+impl Lock {
+    /// The lock that an earlier image of this process holds: it is the open file's, and was never let go of.
+    pub fn keep(file: OwnedFd) -> Result<Self, Errno> {
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { file })
+    }
+}
+
 impl AsFd for RuntimeDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,9 +17,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Gid, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
+
+use crate::supervisor::id::RequestId;
 
 use super::directory::{RuntimeDirectory, SOCKET, socket_address};
 use super::frame::Frames;
@@ -39,9 +42,45 @@ pub struct Call {
     pub request: ControlRequest,
     /// Who it is.
     pub peer: Peer,
-    /// Where the answer goes. The client may have gone; that cancels nothing. Dropped unanswered, the client is told
-    /// that the manager ended.
-    pub reply: oneshot::Sender<ControlReply>,
+    /// Where the answer goes.
+    pub reply: Reply,
+}
+
+/// Where an answer goes. The client may have gone; that cancels nothing. Dropped unanswered, the client is told that the
+/// manager ended.
+#[derive(Debug)]
+pub struct Reply {
+    sender: oneshot::Sender<ControlReply>,
+    client: u64,
+}
+
+impl Reply {
+    /// Answer.
+    ///
+    /// # Errors
+    /// The client has left.
+    pub fn send(self, answer: ControlReply) -> Result<(), ControlReply> {
+        self.sender.send(answer)
+    }
+
+    /// Wait until the client has left.
+    pub async fn closed(&mut self) {
+        self.sender.closed().await;
+    }
+}
+
+/// Where the answers to requests go that an earlier image of this process had taken.
+pub type Waiting = Vec<(RequestId, Reply)>;
+
+/// A client that waits for an answer, on its way into the next image of this process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedClient {
+    /// What it waits for.
+    pub request: RequestId,
+    /// Its connection.
+    pub fd: RawFd,
+    /// Whether it wants to know how far it is.
+    pub more: bool,
 }
 
 /// The bound control socket and its clients.
@@ -50,6 +89,8 @@ pub struct Server {
     shared: Rc<Shared>,
     accepting: AbortHandle,
     directory: OwnedFd,
+    /// The listening socket once more, for [`Server::descriptor`].
+    listener: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -71,6 +112,9 @@ struct Client {
     task: Option<AbortHandle>,
     busy: bool,
     last_active: u64,
+    connection: RawFd,
+    /// Whether it wants to know how far its request is.
+    more: bool,
 }
 
 impl Server {
@@ -108,10 +152,41 @@ impl Server {
                 .map_err(io("cannot set the mode of"))?;
         }
         rustix::net::listen(&socket, 128).map_err(io("cannot listen on"))?;
+        Self::serve(socket, directory, app, only)
+    }
+
+    /// Serve a socket that an earlier image of this process had bound, and the clients that wait there for answers: where
+    /// those go comes with them.
+    pub fn resume(
+        socket: OwnedFd,
+        directory: &RuntimeDirectory,
+        app: &str,
+        group: Option<&str>,
+        clients: Vec<(HandedClient, OwnedFd)>,
+    ) -> Result<(Self, mpsc::Receiver<Call>, Waiting), BindError> {
+        let only = group.is_none().then(|| rustix::process::geteuid().as_raw());
+        let (server, calls) = Self::serve(socket, directory, app, only)?;
+        let waiting = clients.into_iter().filter_map(|(client, fd)| {
+            // One that has gone meanwhile is let go.
+            let stream = UnixStream::from_std(fd.into()).ok()?;
+            Some((client.request, server.shared.go_on(stream, client.more)))
+        });
+        let waiting = waiting.collect();
+        Ok((server, calls, waiting))
+    }
+
+    fn serve(
+        socket: OwnedFd,
+        directory: &RuntimeDirectory,
+        app: &str,
+        only: Option<u32>,
+    ) -> Result<(Self, mpsc::Receiver<Call>), BindError> {
         let std = |what, source| BindError::Io { what, path: directory.path().join(SOCKET), source };
+        let again =
+            |what, fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(|errno| std(what, errno.into()));
+        let own = again("cannot keep", socket.as_fd())?;
         let listener = UnixListener::from_std(socket.into()).map_err(|source| std("cannot watch", source))?;
-        let directory = rustix::io::fcntl_dupfd_cloexec(directory, 0)
-            .map_err(|errno| std("cannot keep the directory of", errno.into()))?;
+        let directory = again("cannot keep the directory of", directory.as_fd())?;
 
         let (calls, receiver) = mpsc::channel(MAX_CLIENTS);
         let shared = Rc::new(Shared {
@@ -124,7 +199,24 @@ impl Server {
             only,
         });
         let accepting = tokio::task::spawn_local(accept(listener, Rc::clone(&shared))).abort_handle();
-        Ok((Self { shared, accepting, directory }, receiver))
+        Ok((Self { shared, accepting, directory, listener: own }, receiver))
+    }
+
+    /// The listening socket: clients wait in its backlog while nobody accepts.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Whether an answer is on its way to somebody: all that are busy, but for `waiting` ones.
+    pub fn is_answering(&self, waiting: usize) -> bool {
+        self.shared.clients.borrow().values().filter(|client| client.busy).count() > waiting
+    }
+
+    /// The connection of the client that waits for this answer; none: it has left.
+    pub fn handed(&self, request: RequestId, reply: &Reply) -> Option<HandedClient> {
+        let clients = self.shared.clients.borrow();
+        let client = clients.get(&reply.client)?;
+        Some(HandedClient { request, fd: client.connection, more: client.more })
     }
 
     /// Tell the clients that wait for the end of a reload, and want to know, how far it is.
@@ -223,17 +315,55 @@ impl Shared {
             let _ = stream.try_write(&full.encode(false));
             return;
         }
-        let number = self.tick();
-        let client = Client { task: None, busy: false, last_active: number };
-        self.clients.borrow_mut().insert(number, client);
-        let place = Place { shared: Rc::clone(self), number };
+        let place = self.place(&stream);
+        let number = place.number;
         let task = tokio::task::spawn_local(async move {
-            if let Err(why) = serve(&stream, peer, &place).await {
+            if let Err(why) = serve(&stream, &mut Frames::new(MAX_REQUEST), peer, &place).await {
                 tracing::debug!("control socket: dropped a client of user {}: {why}", peer.uid);
             }
         });
+        self.runs(number, task.abort_handle());
+    }
+
+    /// A client whose request an earlier image of this process had taken: it gets its answer, and is served on.
+    fn go_on(self: &Rc<Self>, stream: UnixStream, more: bool) -> Reply {
+        let place = self.place(&stream);
+        let number = place.number;
+        let (sender, answer) = oneshot::channel();
+        place.set_busy(true);
+        place.set_more(more);
+        let task = tokio::task::spawn_local(async move {
+            let peer = Peer {
+                uid: stream.peer_cred().map_or(u32::MAX, |found| found.uid()),
+                pid: stream.peer_cred().ok().and_then(|found| found.pid()).and_then(rustix::process::Pid::from_raw),
+            };
+            let mut frames = Frames::new(MAX_REQUEST);
+            let progress = more.then(|| place.shared.progress.subscribe());
+            let served = async {
+                let answer = answered(&stream, &mut frames, progress, answer).await?;
+                write(&stream, &answer.encode(false)).await?;
+                place.set_busy(false);
+                serve(&stream, &mut frames, peer, &place).await
+            };
+            if let Err(why) = served.await {
+                tracing::debug!("control socket: dropped a client: {why}");
+            }
+        });
+        self.runs(number, task.abort_handle());
+        Reply { sender, client: number }
+    }
+
+    fn place(self: &Rc<Self>, stream: &UnixStream) -> Place {
+        let number = self.tick();
+        let connection = stream.as_raw_fd();
+        let client = Client { task: None, busy: false, last_active: number, connection, more: false };
+        self.clients.borrow_mut().insert(number, client);
+        Place { shared: Rc::clone(self), number }
+    }
+
+    fn runs(&self, number: u64, task: AbortHandle) {
         if let Some(client) = self.clients.borrow_mut().get_mut(&number) {
-            client.task = Some(task.abort_handle());
+            client.task = Some(task);
         }
     }
 
@@ -281,6 +411,14 @@ impl Place {
     }
 }
 
+impl Place {
+    fn set_more(&self, more: bool) {
+        if let Some(client) = self.shared.clients.borrow_mut().get_mut(&self.number) {
+            client.more = more;
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         // The map may be borrowed by whoever ends this task; then the entry has already been taken out.
@@ -309,16 +447,15 @@ enum Dropped {
 }
 
 /// One client, until it leaves.
-async fn serve(stream: &UnixStream, peer: Peer, place: &Place) -> Result<(), Dropped> {
-    let mut frames = Frames::new(MAX_REQUEST);
-    while let Some(message) = read_message(stream, &mut frames).await? {
+async fn serve(stream: &UnixStream, frames: &mut Frames, peer: Peer, place: &Place) -> Result<(), Dropped> {
+    while let Some(message) = read_message(stream, frames).await? {
         let envelope: Envelope = serde_json::from_slice(&message).map_err(Dropped::Garbage)?;
         place.set_busy(true);
         let (oneway, more) = (envelope.oneway, envelope.more);
         let answer = match understand(envelope, &place.shared.app) {
             Asked::Known(answer) => answer,
             Asked::Loop(request) => {
-                call(stream, &mut frames, place, Question { request, peer, more: more && !oneway }).await?
+                call(stream, frames, place, Question { request, peer, more: more && !oneway }).await?
             }
         };
         if !oneway {
@@ -345,12 +482,27 @@ async fn call(
     place: &Place,
     Question { request, peer, more }: Question,
 ) -> Result<Answer, Dropped> {
-    let ended = || Answer::failed("the manager is ending and did not answer");
-    let mut progress = more.then(|| place.shared.progress.subscribe());
-    let (reply, mut answer) = oneshot::channel();
+    let progress = more.then(|| place.shared.progress.subscribe());
+    place.set_more(more);
+    let (sender, answer) = oneshot::channel();
+    let reply = Reply { sender, client: place.number };
     if place.shared.calls.send(Call { request, peer, reply }).await.is_err() {
-        return Ok(ended());
+        return Ok(unanswered());
     }
+    answered(stream, frames, progress, answer).await
+}
+
+fn unanswered() -> Answer {
+    Answer::failed("the manager is ending and did not answer")
+}
+
+/// The loop's answer, with the steps on the way to it if they are wanted.
+async fn answered(
+    stream: &UnixStream,
+    frames: &mut Frames,
+    mut progress: Option<broadcast::Receiver<Arc<str>>>,
+    mut answer: oneshot::Receiver<ControlReply>,
+) -> Result<Answer, Dropped> {
     let mut watching = true;
     loop {
         tokio::select! {
@@ -359,7 +511,7 @@ async fn call(
                 let answer = Answer::Parameters(serde_json::json!({ "message": &*line }));
                 write(stream, &answer.encode(true)).await?;
             }
-            answer = &mut answer => return Ok(answer.map_or_else(|_| ended(), Answer::from)),
+            answer = &mut answer => return Ok(answer.map_or_else(|_| unanswered(), Answer::from)),
             end = watch(stream, frames), if watching => {
                 if end? && hung_up(stream)? {
                     return Err(Dropped::Left);

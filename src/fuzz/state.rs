@@ -17,7 +17,7 @@ const STEPS: u32 = 200;
 pub(super) fn state(bytes: &[u8]) {
     let Ok(mut state) = state::parse(bytes, Path::new("state")) else { return };
     let text = serde_json::to_vec(&state).expect("what was read can be written");
-    state::check(&text, Path::new("state")).expect("what was written can be read");
+    state::parse(&text, Path::new("state")).expect("what was written can be read");
     let core = &mut state.supervisor;
     let unheard: BTreeSet<_> = core.worker_ids().map(|(id, _)| id).collect();
     let mut now = Time::from_boot(Duration::from_secs(1000));

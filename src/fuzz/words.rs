@@ -64,7 +64,7 @@ pub(super) fn output(bytes: &[u8]) {
 
 fn lines(pieces: &[&[u8]]) -> Vec<Vec<u8>> {
     let lines = RefCell::new(Vec::new());
-    let mut state = output::State::default();
+    let mut state = output::Heard::default();
     for piece in pieces {
         state.take(piece, &|line: &[u8]| lines.borrow_mut().push(line.to_vec()));
     }

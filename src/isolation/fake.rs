@@ -2,14 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::process::Pid;
 use tokio::sync::Notify;
 
 use super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture,
-    MemoryReading, Mode,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Isolation, Leftover, Leftovers,
+    LocalFuture, MemoryReading, Mode,
 };
 
 /// A mode that always works, unless it is told to refuse.
@@ -80,6 +81,20 @@ impl Isolation for FakeIsolation {
                 .map(|fence| Leftover { name: fence.name.clone(), fence: Rc::clone(fence) as Rc<dyn Fence> })
                 .collect();
             Ok(Leftovers { living, dead: Vec::new() })
+        })
+    }
+
+    fn take_back(
+        &self,
+        name: &FenceName,
+        _data: &serde_json::Value,
+        _fd: Option<OwnedFd>,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        let made = self.made.borrow();
+        let found = made.iter().find(|fence| fence.name == *name && !fence.is_swept());
+        found.map(|fence| Rc::clone(fence) as Rc<dyn Fence>).ok_or_else(|| FenceError {
+            what: format!("finding the fence of slot {}", name.slot),
+            source: "it is not there".into(),
         })
     }
 }
@@ -241,6 +256,10 @@ impl Fence for FakeFence {
                 changed.await;
             }
         })
+    }
+
+    fn hand_over(&self) -> Handed<'_> {
+        Handed::default()
     }
 }
 

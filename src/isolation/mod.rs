@@ -9,6 +9,7 @@ pub mod scope;
 pub mod select;
 
 use std::future::Future;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -136,6 +137,15 @@ pub struct Leftovers {
     pub dead: Vec<(FenceName, DeathFacts)>,
 }
 
+/// A fence on its way into the next image of this process.
+#[derive(Debug, Default)]
+pub struct Handed<'a> {
+    /// What only its own mode understands.
+    pub data: serde_json::Value,
+    /// An open file that goes along.
+    pub fd: Option<BorrowedFd<'a>>,
+}
+
 /// A way to put workers into fences of their own.
 pub trait Isolation {
     /// Which mode this is.
@@ -152,6 +162,18 @@ pub trait Isolation {
 
     /// Fences that dead managers of this app left; empty ones are removed on the way.
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>>;
+
+    /// Go on with a fence that an earlier image of this process handed over with [`Fence::hand_over`], whether or not
+    /// anybody is inside.
+    ///
+    /// # Errors
+    /// It is not there any more, or what was handed over makes no sense.
+    fn take_back(
+        &self,
+        name: &FenceName,
+        data: &serde_json::Value,
+        fd: Option<OwnedFd>,
+    ) -> Result<Rc<dyn Fence>, FenceError>;
 }
 
 /// One worker's fence.
@@ -185,4 +207,7 @@ pub trait Fence {
 
     /// Kill what is left, wait until the fence is empty, remove it.
     fn sweep(&self) -> LocalFuture<'_, Result<(), FenceError>>;
+
+    /// What the next image of this process needs to go on with it.
+    fn hand_over(&self) -> Handed<'_>;
 }

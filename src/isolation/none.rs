@@ -8,18 +8,20 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitIdOptions};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::proc::{self, Stat};
 use super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture,
-    MemoryReading, Mode,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Isolation, Leftover, Leftovers,
+    LocalFuture, MemoryReading, Mode,
 };
 use crate::sys;
 
@@ -103,23 +105,59 @@ impl Isolation for NoneIsolation {
             Ok(self.fence(gate, first.start_time, marker(name), limits.memory_max))
         })
     }
+
+    fn take_back(
+        &self,
+        name: &FenceName,
+        data: &serde_json::Value,
+        _fd: Option<OwnedFd>,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        let handed: HandedTree = HandedTree::deserialize(data)
+            .map_err(|error| FenceError { what: "taking up a worker's processes".to_owned(), source: error.into() })?;
+        let leader = Pid::from_raw(handed.leader).ok_or_else(|| FenceError {
+            what: "taking up a worker's processes".to_owned(),
+            source: "its first process has no number".into(),
+        })?;
+        let known = handed.known.into_iter().filter_map(|(pid, started)| Some((Pid::from_raw(pid)?, started)));
+        Ok(self.watched(leader, handed.started, marker(name), handed.limit, known.collect()))
+    }
 }
 
 impl NoneIsolation {
     fn fence(&self, leader: Pid, started: u64, marker: String, limit: Option<u64>) -> Rc<dyn Fence> {
+        self.watched(leader, started, marker, limit, HashMap::from([(leader, started)]))
+    }
+
+    fn watched(
+        &self,
+        leader: Pid,
+        started: u64,
+        marker: String,
+        limit: Option<u64>,
+        known: HashMap<Pid, u64>,
+    ) -> Rc<dyn Fence> {
         self.leaders.borrow_mut().insert(leader);
         Rc::new(NoFence {
             leader,
             started,
             marker,
             limit: Cell::new(limit),
-            known: RefCell::new(HashMap::from([(leader, started)])),
+            known: RefCell::new(known),
             leaders: Rc::clone(&self.leaders),
             edge: Cell::new(None),
             changed: Notify::new(),
             last: Cell::new(None),
         })
     }
+}
+
+/// What the next image of this process is told.
+#[derive(Serialize, Deserialize)]
+struct HandedTree {
+    leader: i32,
+    started: u64,
+    limit: Option<u64>,
+    known: Vec<(i32, u64)>,
 }
 
 struct NoFence {
@@ -201,7 +239,7 @@ impl NoFence {
 
     /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more. Returns pidfds of
     /// some that were signalled.
-    fn kill_all(&self) -> io::Result<Vec<rustix::fd::OwnedFd>> {
+    fn kill_all(&self) -> io::Result<Vec<OwnedFd>> {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
         loop {
@@ -386,6 +424,14 @@ impl Fence for NoFence {
             self.leaders.borrow_mut().remove(&self.leader);
             Ok(())
         })
+    }
+
+    fn hand_over(&self) -> Handed<'_> {
+        let known = self.known.borrow().iter().map(|(pid, started)| (pid.as_raw_pid(), *started)).collect();
+        let tree =
+            HandedTree { leader: self.leader.as_raw_pid(), started: self.started, limit: self.limit.get(), known };
+        // Numbers always have a form.
+        Handed { data: serde_json::to_value(tree).unwrap_or_default(), fd: None }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::worker::files::Files;
 use crate::worker::gate;
 use crate::worker::process::Process;
 
+use super::deeds::Deeds;
 use super::origin;
 use super::state::{Record, State};
 use super::worker::Worker;
@@ -168,9 +169,9 @@ fn oldest(fence: &dyn Fence) -> Option<Pid> {
 }
 
 /// Drain what lives without being known, and remove it.
-pub fn drain_strays(strays: Vec<Leftover>, signal: Signal, graceful: Duration, log: &Log) {
+pub fn drain_strays(strays: Vec<Leftover>, signal: Signal, graceful: Duration, log: &Log, deeds: &Deeds) {
     for stray in strays {
-        let log = log.clone();
+        let (log, deed) = (log.clone(), deeds.begin());
         tokio::task::spawn_local(async move {
             let name = stray.fence.describe();
             log.say(Level::Warning, &format!("{name} is of an earlier manager and not known: drained"));
@@ -185,6 +186,7 @@ pub fn drain_strays(strays: Vec<Leftover>, signal: Signal, graceful: Duration, l
             if let Err(error) = stray.fence.sweep().await {
                 log.say(Level::Error, &format!("removing {name}: {error}"));
             }
+            drop(deed);
         });
     }
 }

@@ -133,6 +133,21 @@ impl Listeners {
         Ok(stand_ins)
     }
 
+    /// Go on with the sockets that an earlier image of this process had, as they are: whether they block, too, is left
+    /// alone.
+    pub fn continued(sockets: Vec<(String, OwnedFd)>, passed_in: usize, own_paths: Vec<(PathBuf, (u64, u64))>) -> Self {
+        Self {
+            sockets: sockets.into_iter().map(|(name, fd)| InheritedSocket::describe(name, fd)).collect(),
+            passed_in,
+            own_paths: own_paths.into_iter().map(|(path, identity)| OwnPath { path, identity }).collect(),
+        }
+    }
+
+    /// The paths that we bound, with device and inode.
+    pub fn own_paths(&self) -> Vec<(PathBuf, (u64, u64))> {
+        self.own_paths.iter().map(|own| (own.path.clone(), own.identity)).collect()
+    }
+
     /// Names for `LISTEN_FDNAMES`.
     pub fn names(&self) -> Vec<String> {
         self.sockets.iter().map(|socket| socket.name.clone()).collect()

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::control::protocol::ControlReply;
-use crate::control::server::{Call, Server};
+use crate::control::directory::Lock;
+use crate::control::server::{Call, Reply, Server};
 use crate::isolation::{Isolation, Leftover};
 use crate::observe::log::Log;
 use crate::supervisor::Supervisor;
@@ -24,12 +24,16 @@ use crate::worker::open_files::OpenFiles;
 use super::adopt::{self, Found};
 use super::changes::News;
 use super::clock::{self, Timer};
+use super::deeds::{Deed, Deeds};
 use super::generation::{Prepared, Source};
 use super::listeners::Listeners;
 use super::origin;
 use super::request::Reread;
 use super::signals::{Asked, Signals};
 use super::state::{Books, Record, State, StateFile};
+use super::upgrade::image::Image;
+use super::upgrade::take::Taken;
+use super::upgrade::{Answer, Quiet, Upgrade};
 use super::worker::Worker;
 use super::{reap, watch};
 
@@ -82,6 +86,12 @@ pub struct Parts {
     pub open_files: OpenFiles,
     /// Development: files have changed, so roll; none: not asked for.
     pub changes: Option<mpsc::UnboundedReceiver<News>>,
+    /// What an earlier image of this process handed over.
+    pub taken: Option<Taken>,
+    /// The app's lock, for the next image.
+    pub lock: Option<Lock>,
+    /// Where the next image comes from; none: there will be none.
+    pub image: Option<Image>,
 }
 
 /// Hears each note; what it returns happens next.
@@ -99,7 +109,7 @@ pub struct Manager {
     pub(super) configs: BTreeMap<ConfigId, Rc<Prepared>>,
     pub(super) last_config: ConfigId,
     pub(super) source: Source,
-    pub(super) replies: BTreeMap<RequestId, oneshot::Sender<ControlReply>>,
+    pub(super) replies: BTreeMap<RequestId, Reply>,
     pub(super) last_request: RequestId,
     pub(super) started: Time,
     pub(super) events: mpsc::UnboundedSender<Event>,
@@ -116,6 +126,12 @@ pub struct Manager {
     pub(super) resumed: bool,
     /// After a stall: no deadline is judged before this.
     pub(super) judge_from: Option<Time>,
+    pub(super) lock: Option<Lock>,
+    pub(super) image: Option<Image>,
+    pub(super) upgrade: Upgrade,
+    pub(super) answers: mpsc::UnboundedSender<Answer>,
+    pub(super) deeds: Deeds,
+    pub(super) rereads: Vec<Deed>,
     pub(super) exit: Option<u8>,
 }
 
@@ -127,6 +143,7 @@ struct Inputs {
     reread: mpsc::UnboundedReceiver<Reread>,
     calls: mpsc::Receiver<Call>,
     changes: mpsc::UnboundedReceiver<News>,
+    answers: mpsc::UnboundedReceiver<Answer>,
     timer: Timer,
     ping: Option<Ping>,
 }
@@ -145,6 +162,8 @@ enum Woken {
     Call(Call),
     News(News),
     Readable(WorkerId),
+    Answer(Answer),
+    Rest,
     Room,
     Timer,
 }
@@ -157,6 +176,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
     let (events, events_in) = mpsc::unbounded_channel();
     let (readable, readable_in) = mpsc::unbounded_channel();
     let (reread, reread_in) = mpsc::unbounded_channel();
+    let (answers, answers_in) = mpsc::unbounded_channel();
     let now = clock::now();
     let (server, calls) =
         parts.control.map_or_else(|| (None, mpsc::channel(1).1), |(server, calls)| (Some(server), calls));
@@ -168,6 +188,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         reread: reread_in,
         calls,
         changes: parts.changes.unwrap_or_else(|| mpsc::unbounded_channel().1),
+        answers: answers_in,
         timer: Timer::new()?,
         ping: parts.ping_interval.map(|every| Ping { every, next: now }),
     };
@@ -198,11 +219,23 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         open_files: parts.open_files,
         resumed: parts.inherited.is_some(),
         judge_from: None,
+        lock: parts.lock,
+        image: parts.image,
+        upgrade: Upgrade::default(),
+        answers,
+        deeds: Deeds::default(),
+        rereads: Vec::new(),
         exit: None,
     };
-    manager.keep_own_listeners_safe();
+    // An earlier image of this process may have kept signals for us.
+    Quiet::end();
     let mut actions = Vec::new();
-    if let Some((state, found)) = parts.inherited {
+    if parts.taken.is_none() {
+        manager.keep_own_listeners_safe();
+    }
+    if let Some(taken) = parts.taken {
+        manager.take_over(taken, patient, now, &mut actions);
+    } else if let Some((state, found)) = parts.inherited {
         manager.resume(state, found, patient, now, &mut actions);
     } else {
         manager.supervisor.be_patient(patient);
@@ -218,6 +251,9 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         manager.turn(woken, &mut inputs, &mut actions);
         // A worker that never stops talking must not keep the other tasks waiting.
         tokio::task::yield_now().await;
+        let Inputs { signals, events, reread, calls, .. } = &mut inputs;
+        let is_drained = || events.is_empty() && reread.is_empty() && calls.is_empty();
+        manager.replace(signals, is_drained, clock::now()).await;
     };
     manager.farewell().await;
     Ok(code)
@@ -229,12 +265,13 @@ impl Manager {
         let deadline = self.supervisor.next_deadline().map(|(at, _)| self.judge_from.map_or(at, |from| from.max(at)));
         let ping = inputs.ping.as_ref().map(|ping| ping.next);
         let save = self.unsaved.map(|since| since.after(UNSAVED_MOST));
-        let wake_at = [deadline, ping, save].into_iter().flatten().min();
+        let wake_at = [deadline, ping, save, self.rest_until()].into_iter().flatten().min();
         if let Err(error) = inputs.timer.set(wake_at) {
             // Without a timer every deadline would be missed: look again in a moment instead.
             self.log.say(Level::Error, &format!("setting the timer: {error}"));
         }
         let notifier = self.notifier.as_ref().filter(|notifier| notifier.wants_write());
+        let resting = self.rest_until().is_some();
         tokio::select! {
             biased;
             asked = inputs.signals.next() => Woken::Signal(asked),
@@ -243,6 +280,8 @@ impl Manager {
             Some(call) = inputs.calls.recv() => Woken::Call(call),
             Some(news) = inputs.changes.recv() => Woken::News(news),
             Some(worker) = inputs.readable.recv() => Woken::Readable(worker),
+            Some(answer) = inputs.answers.recv() => Woken::Answer(answer),
+            () = self.deeds.end(), if resting => Woken::Rest,
             () = room(notifier) => Woken::Room,
             () = inputs.timer.expired() => Woken::Timer,
         }
@@ -267,7 +306,8 @@ impl Manager {
                     self.log.say(Level::Warning, &format!("telling systemd: {error}"));
                 }
             }
-            Woken::Timer => {}
+            Woken::Answer(answer) => self.answered(answer, now),
+            Woken::Timer | Woken::Rest => {}
         }
         for _ in 0..BATCH {
             let Ok(event) = inputs.events.try_recv() else { break };
@@ -376,8 +416,26 @@ impl Manager {
     }
 
     fn save(&mut self, pending: &[Action]) {
-        let Some(file) = &mut self.state_file else { return };
+        let Some(mut file) = self.state_file.take() else { return };
         self.unsaved = None;
+        if let Err(error) = file.save(&self.supervisor, self.books(pending)) {
+            self.log.say(
+                Level::Error,
+                &format!("writing the state: {error}; if this manager dies, the next one will not know its workers"),
+            );
+        }
+        self.state_file = Some(file);
+    }
+
+    /// How things stand, as the state file would have it; none: there is none.
+    pub(super) fn state_text(&mut self, pending: &[Action]) -> Option<std::io::Result<Vec<u8>>> {
+        let mut file = self.state_file.take()?;
+        let text = file.text(&self.supervisor, self.books(pending));
+        self.state_file = Some(file);
+        Some(text)
+    }
+
+    fn books<'a>(&'a self, pending: &'a [Action]) -> Books<'a> {
         // Those that are about to be started too: whatever becomes of the start, it is known by which name.
         let starting = pending.iter().filter_map(|action| {
             let Action::Start(start) = action else { return None };
@@ -385,20 +443,57 @@ impl Manager {
             let is_new = !self.workers.contains_key(&start.worker);
             is_new.then(|| Record { start: start.clone(), begun: clock::now(), unique, pid: None })
         });
-        let books = Books {
+        Books {
             isolation: self.isolation.mode(),
             pending,
             workers: self.workers.values().map(|worker| worker.record()).chain(starting).collect(),
             configs: self.configs.iter().map(|(id, prepared)| (*id, &**prepared)).collect(),
             last_config: self.last_config,
             last_request: self.last_request,
-        };
-        if let Err(error) = file.save(&self.supervisor, books) {
-            self.log.say(
-                Level::Error,
-                &format!("writing the state: {error}; if this manager dies, the next one will not know its workers"),
-            );
         }
+    }
+
+    /// Go on where an earlier image of this process handed over: nothing was lost, nobody has noticed.
+    fn take_over(&mut self, taken: Taken, patient: bool, now: Time, actions: &mut Vec<Action>) {
+        let Taken { state, workers, events, replies, started } = taken;
+        let State { supervisor, pending, configs, last_config, last_request, paddock, .. } = *state;
+        self.supervisor = supervisor;
+        self.supervisor.be_patient(patient);
+        self.configs = configs.into_iter().map(|(id, prepared)| (id, Rc::new(prepared))).collect();
+        self.last_config = last_config;
+        self.last_request = last_request;
+        self.replies = replies.into_iter().collect();
+        self.started = started;
+        self.workers = workers;
+        for worker in self.workers.values() {
+            watch::listen(worker, &self.log, self.readable.clone());
+            if worker.process.borrow().is_some() {
+                watch::life(worker, &self.log, self.events.clone(), &self.deeds);
+            } else {
+                // It goes on being swept.
+                worker.swept.set(false);
+            }
+        }
+        self.log.say(
+            Level::Info,
+            &format!(
+                "replaced in place: paddock {} took over from {paddock}, {} workers untouched",
+                env!("CARGO_PKG_VERSION"),
+                self.workers.len()
+            ),
+        );
+        actions.extend(pending);
+        self.perform(actions);
+        for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.hear(worker, DATAGRAMS, now, actions);
+        }
+        for event in events {
+            self.step(event, now, actions);
+        }
+        self.supervisor.go_on(now, actions);
+        self.carry_out(actions);
+        // Those that ended while nobody was told.
+        self.signalled(Asked::Children, now, actions);
     }
 
     /// Go on where an earlier manager ended.
@@ -414,7 +509,7 @@ impl Manager {
         for worker in self.workers.values() {
             watch::listen(worker, &self.log, self.readable.clone());
             if worker.process.borrow().is_some() {
-                watch::life(worker, &self.log, self.events.clone());
+                watch::life(worker, &self.log, self.events.clone(), &self.deeds);
             }
         }
         self.log.say(
@@ -452,7 +547,7 @@ impl Manager {
         }
         let strays = std::mem::take(&mut self.strays);
         if let Some(prepared) = self.configs.values().next_back() {
-            adopt::drain_strays(strays, prepared.policy.drain_signal, prepared.policy.graceful, &self.log);
+            adopt::drain_strays(strays, prepared.policy.drain_signal, prepared.policy.graceful, &self.log, &self.deeds);
         }
     }
 
@@ -461,10 +556,7 @@ impl Manager {
             Asked::Request(request) => self.step(Event::Request { id: None, request }, now, actions),
             Asked::Reload => self.read_again(None),
             Asked::Status => self.log_status(now),
-            Asked::Upgrade => self.log.say(
-                Level::Warning,
-                "USR2: this version cannot replace its own binary in place; restart the service to upgrade",
-            ),
+            Asked::Upgrade => self.upgrade(),
             Asked::Children => {
                 let ours: BTreeSet<_> = self
                     .workers
@@ -472,6 +564,7 @@ impl Manager {
                     .filter_map(|worker| {
                         worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get())
                     })
+                    .chain(self.asked_child())
                     .collect();
                 reap::orphans(&ours);
             }

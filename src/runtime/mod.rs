@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod changes;
 pub mod clock;
+pub mod deeds;
 pub mod generation;
 pub mod launch;
 pub mod listeners;
@@ -19,5 +20,6 @@ pub mod setup;
 pub mod signals;
 pub mod state;
 pub mod status;
+pub mod upgrade;
 pub mod watch;
 pub mod worker;

@@ -63,7 +63,12 @@ impl Manager {
 
     fn perform_one(&mut self, action: Action) {
         match action {
-            Action::Start(start) => self.start(start),
+            Action::Start(start) => {
+                if let Some(start) = self.hold_back(start) {
+                    self.start(start);
+                }
+            }
+            Action::Signal { worker, .. } | Action::Kill { worker } if self.give_up_held(worker) => {}
             Action::Signal { worker, signal } => {
                 self.with_worker(worker, "signalling it", |worker| worker.signal(signal));
             }
@@ -117,7 +122,7 @@ impl Manager {
         }
     }
 
-    fn start(&mut self, start: Start) {
+    pub(super) fn start(&mut self, start: Start) {
         let id = start.worker;
         let failed = move |error: String| Event::StartFailed { worker: id, error };
         let Some(prepared) = self.configs.get(&start.config).map(Rc::clone) else {
@@ -145,16 +150,19 @@ impl Manager {
             open_files: self.open_files,
         };
         // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
+        let deeds = self.deeds.clone();
+        let deed = deeds.begin();
         tokio::task::spawn_local(async move {
             match launch::launch(&worker, &prepared, &*isolation, &common).await {
                 Ok(pid) => {
                     let _ = events.send(Event::Started { worker: id, pid });
-                    watch::life(&worker, &log, events);
+                    watch::life(&worker, &log, events, &deeds);
                 }
                 Err(error) => {
                     let _ = events.send(failed(error));
                 }
             }
+            drop(deed);
         });
     }
 
@@ -216,6 +224,7 @@ impl Manager {
         let Some(worker) = self.workers.get(&worker) else { return };
         let Some(fence) = worker.fence.borrow().clone() else { return };
         let (log, slot) = (self.log.clone(), worker.start.slot);
+        let under_way = self.deeds.begin();
         tokio::task::spawn_local(async move {
             match deed(fence).await {
                 Ok(not_applied) => {
@@ -225,6 +234,7 @@ impl Manager {
                 }
                 Err(error) => log.say(Level::Warning, &format!("slot {slot}: {what}: {error}")),
             }
+            drop(under_way);
         });
     }
 }

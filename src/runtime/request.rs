@@ -1,9 +1,7 @@
 //! Requests of operators: from the control socket and by signal.
 
-use tokio::sync::oneshot;
-
 use crate::control::protocol::{ControlReply, ControlRequest};
-use crate::control::server::Call;
+use crate::control::server::{Call, Reply};
 use crate::supervisor::action::Action;
 use crate::supervisor::event::{Event, Request};
 use crate::supervisor::id::{ConfigId, RequestId, SlotId};
@@ -16,7 +14,7 @@ use super::manager::Manager;
 /// A configuration that was read again, off the loop.
 pub struct Reread {
     /// Who waits for the roll; none: nobody.
-    waiting: Option<oneshot::Sender<ControlReply>>,
+    waiting: Option<Reply>,
     result: Result<Box<Prepared>, Problem>,
 }
 
@@ -50,7 +48,8 @@ impl Manager {
     }
 
     /// Read the configuration again. Looking up users can wait for a directory server, so another thread does it.
-    pub(super) fn read_again(&self, waiting: Option<oneshot::Sender<ControlReply>>) {
+    pub(super) fn read_again(&mut self, waiting: Option<Reply>) {
+        self.rereads.push(self.deeds.begin());
         let (source, answers) = (self.source.clone(), self.reread.clone());
         tokio::task::spawn_blocking(move || {
             let result = source.read_again().map(Box::new);
@@ -60,6 +59,7 @@ impl Manager {
 
     /// It has been read.
     pub(super) fn reread(&mut self, reread: Reread, now: Time, actions: &mut Vec<Action>) {
+        self.rereads.pop();
         let Reread { waiting, result } = reread;
         match result {
             Ok(prepared) => {
@@ -84,7 +84,7 @@ impl Manager {
         }
     }
 
-    fn awaiting(&mut self, reply: oneshot::Sender<ControlReply>) -> RequestId {
+    fn awaiting(&mut self, reply: Reply) -> RequestId {
         self.last_request = RequestId(self.last_request.0 + 1);
         self.replies.insert(self.last_request, reply);
         self.last_request

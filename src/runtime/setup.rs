@@ -14,6 +14,7 @@ use crate::systemd::activation::{self, Inherited};
 
 use super::generation::{self, Prepared, Problem};
 use super::origin;
+use super::upgrade::keep_signals_away;
 
 /// Why there is nothing to run: what to say, and the exit code.
 #[derive(Debug, Clone)]
@@ -138,8 +139,12 @@ pub fn seed() -> Result<u64, Refusal> {
 /// # Errors
 /// No event queue or timer could be made.
 pub fn on_the_loop<T>(work: impl Future<Output = T>) -> Result<T, Refusal> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(Refusal::of_machine)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .on_thread_start(keep_signals_away)
+        .build()
+        .map_err(Refusal::of_machine)?;
     let result = tokio::task::LocalSet::new().block_on(&runtime, work);
     // A thread that still asks a directory server for a user must not hold the end up.
     runtime.shutdown_background();

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::libc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::supervisor::event::Request;
@@ -46,8 +47,8 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
-            more: signal(SignalKind::from_raw(nix::libc::SIGTTIN))?,
-            fewer: signal(SignalKind::from_raw(nix::libc::SIGTTOU))?,
+            more: signal(SignalKind::from_raw(libc::SIGTTIN))?,
+            fewer: signal(SignalKind::from_raw(libc::SIGTTOU))?,
             status: signal(SignalKind::user_defined1())?,
             upgrade: signal(SignalKind::user_defined2())?,
             children: signal(SignalKind::child())?,
@@ -56,17 +57,35 @@ impl Signals {
 
     /// The next one. Cancel-safe.
     pub async fn next(&mut self) -> Asked {
+        meaning(self.next_number().await)
+    }
+
+    /// Its number. Cancel-safe.
+    pub async fn next_number(&mut self) -> i32 {
         tokio::select! {
             biased;
-            _ = self.interrupt.recv() => Asked::Request(Request::Stop { fast: true }),
-            _ = self.quit.recv() => Asked::Request(Request::Stop { fast: true }),
-            _ = self.terminate.recv() => Asked::Request(Request::Terminate),
-            _ = self.hangup.recv() => Asked::Reload,
-            _ = self.more.recv() => Asked::Request(Request::ScaleBy { by: 1 }),
-            _ = self.fewer.recv() => Asked::Request(Request::ScaleBy { by: -1 }),
-            _ = self.status.recv() => Asked::Status,
-            _ = self.upgrade.recv() => Asked::Upgrade,
-            _ = self.children.recv() => Asked::Children,
+            _ = self.interrupt.recv() => libc::SIGINT,
+            _ = self.quit.recv() => libc::SIGQUIT,
+            _ = self.terminate.recv() => libc::SIGTERM,
+            _ = self.hangup.recv() => libc::SIGHUP,
+            _ = self.more.recv() => libc::SIGTTIN,
+            _ = self.fewer.recv() => libc::SIGTTOU,
+            _ = self.status.recv() => libc::SIGUSR1,
+            _ = self.upgrade.recv() => libc::SIGUSR2,
+            _ = self.children.recv() => libc::SIGCHLD,
         }
+    }
+}
+
+fn meaning(signal: i32) -> Asked {
+    match signal {
+        libc::SIGINT | libc::SIGQUIT => Asked::Request(Request::Stop { fast: true }),
+        libc::SIGTERM => Asked::Request(Request::Terminate),
+        libc::SIGHUP => Asked::Reload,
+        libc::SIGTTIN => Asked::Request(Request::ScaleBy { by: 1 }),
+        libc::SIGTTOU => Asked::Request(Request::ScaleBy { by: -1 }),
+        libc::SIGUSR1 => Asked::Status,
+        libc::SIGUSR2 => Asked::Upgrade,
+        _ => Asked::Children,
     }
 }

@@ -7,12 +7,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::isolation::Mode;
 use crate::supervisor::Supervisor;
@@ -23,7 +25,10 @@ use crate::supervisor::time::Time;
 use super::generation::Prepared;
 
 /// The form that this version writes. It reads this one and every older one.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// From each older version to the next; the first is that of version 1.
+const STEPS: [fn(&mut serde_json::Map<String, Value>); VERSION as usize - 1] = [say_who_wrote];
 
 /// More than ten thousand workers need.
 const STATE_MAX: u64 = 64 << 20;
@@ -36,6 +41,8 @@ const PERFORMED: &str = "performed";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct State {
     version: u32,
+    /// Which version of paddock wrote it, for people.
+    pub paddock: String,
     /// `/proc/sys/kernel/random/boot_id` (`random(4)`): the clock and the processes are those of one boot.
     boot: String,
     sequence: u64,
@@ -59,6 +66,7 @@ pub struct State {
 #[derive(Serialize)]
 struct StateView<'a> {
     version: u32,
+    paddock: &'a str,
     boot: &'a str,
     sequence: u64,
     isolation: Mode,
@@ -145,10 +153,22 @@ pub struct StateFile {
     failing: bool,
 }
 
+impl State {
+    /// Whether it is of this boot: processes and clock readings of another one mean nothing.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot == boot_id()
+    }
+}
+
 impl StateFile {
     /// In the app's runtime directory; nothing is written yet.
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned(), boot: boot_id(), sequence: 0, performed: None, failing: false }
+    }
+
+    /// Go on where an earlier image of this process had written.
+    pub fn continued(directory: &Path, state: &State) -> Self {
+        Self { sequence: state.sequence, ..Self::new(directory) }
     }
 
     /// What an earlier manager of this boot left; none: nothing, or a clean stop.
@@ -179,9 +199,26 @@ impl StateFile {
     /// # Errors
     /// What the kernel says: no space, read-only.
     pub fn save(&mut self, supervisor: &Supervisor, books: Books<'_>) -> Result<(), io::Error> {
+        let result = self.text(supervisor, books).and_then(|text| self.replace(&text));
+        match result {
+            Ok(()) => {
+                self.failing = false;
+                Ok(())
+            }
+            Err(_) if std::mem::replace(&mut self.failing, true) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How things stand now, as it is written down.
+    ///
+    /// # Errors
+    /// It has no form: no state is known of which that is so.
+    pub fn text(&mut self, supervisor: &Supervisor, books: Books<'_>) -> io::Result<Vec<u8>> {
         self.sequence += 1;
         let view = StateView {
             version: VERSION,
+            paddock: env!("CARGO_PKG_VERSION"),
             boot: &self.boot,
             sequence: self.sequence,
             isolation: books.isolation,
@@ -192,15 +229,7 @@ impl StateFile {
             last_config: books.last_config,
             last_request: books.last_request,
         };
-        let result = serde_json::to_vec(&view).map_err(io::Error::other).and_then(|text| self.replace(&text));
-        match result {
-            Ok(()) => {
-                self.failing = false;
-                Ok(())
-            }
-            Err(_) if std::mem::replace(&mut self.failing, true) => Ok(()),
-            Err(error) => Err(error),
-        }
+        serde_json::to_vec(&view).map_err(io::Error::other)
     }
 
     /// What was pending has been done.
@@ -236,25 +265,35 @@ impl StateFile {
     }
 }
 
-/// Whether this program can take over what is written there.
+/// A state that was written down, by this version or an older one; `path` is for messages.
 ///
 /// # Errors
-/// Why not.
-pub fn check(text: &[u8], path: &Path) -> Result<(), StateError> {
-    parse(text, path).map(|_| ())
-}
-
-pub(crate) fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
+/// See [`StateError`].
+pub fn parse(text: &[u8], path: &Path) -> Result<State, StateError> {
     #[derive(Deserialize)]
     struct Head {
-        version: u32,
+        version: NonZeroU32,
     }
     let damaged = |source| StateError::Damaged { path: path.to_owned(), source };
     let Head { version } = serde_json::from_slice(text).map_err(damaged)?;
+    let version = version.get();
     if version > VERSION {
         return Err(StateError::Newer { path: path.to_owned(), version });
     }
-    serde_json::from_slice(text).map_err(damaged)
+    if version == VERSION {
+        return serde_json::from_slice(text).map_err(damaged);
+    }
+    let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(text).map_err(damaged)?;
+    for step in STEPS.iter().skip(version as usize - 1) {
+        step(&mut fields);
+    }
+    fields.insert("version".to_owned(), VERSION.into());
+    State::deserialize(Value::Object(fields)).map_err(damaged)
+}
+
+/// From version 1 to 2.
+fn say_who_wrote(fields: &mut serde_json::Map<String, Value>) {
+    fields.insert("paddock".to_owned(), "0.1.0".into());
 }
 
 fn open(path: &Path, how: OFlags) -> io::Result<OwnedFd> {
@@ -370,8 +409,8 @@ mod tests {
         let good = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, good.get(..good.len() / 2).unwrap()).unwrap();
         assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Damaged { .. })));
-        std::fs::write(&path, good.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
-        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Newer { version: 2, .. })));
+        std::fs::write(&path, good.replacen("\"version\":2", "\"version\":3", 1)).unwrap();
+        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Newer { version: 3, .. })));
         std::fs::write(&path, good.replacen(&boot_id(), "another", 1)).unwrap();
         assert!(StateFile::new(&directory).load().unwrap().is_none());
         std::fs::remove_dir_all(directory).unwrap();
@@ -392,6 +431,47 @@ mod tests {
         };
         assert!(file.save(&supervisor, books()).is_err());
         assert!(file.save(&supervisor, books()).is_ok());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// Written by version 1 in the middle of a roll. Whatever is added to a state, this stays readable.
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        const OLD: &str = include_str!("../../tests/golden/state/version-1.json");
+        let directory = test_directory("state-old");
+        let path = directory.join(STATE);
+        std::fs::write(&path, OLD.replacen("00000000-0000-4000-8000-000000000000", &boot_id(), 1)).unwrap();
+        let mut file = StateFile::new(&directory);
+        let state = file.load().unwrap().unwrap();
+        assert_eq!((state.version, state.paddock.as_str()), (VERSION, "0.1.0"));
+        assert_eq!(state.isolation, Mode::None);
+        assert_eq!(state.pending.len(), 1);
+        let pids: Vec<_> = state.workers.iter().map(|worker| worker.pid).collect();
+        assert_eq!(pids, [Some(24508), Some(24509), Some(24527)]);
+        let snapshot = state.supervisor.snapshot();
+        assert_eq!(
+            (snapshot.generation.0, snapshot.workers.len(), snapshot.roll.map(|roll| roll.to.0)),
+            (1, 3, Some(2))
+        );
+        assert_eq!(state.configs.len(), 2);
+        let newest = state.configs.values().next_back().unwrap();
+        assert_eq!(newest.config.command, ["sleep", "1000"]);
+        assert_eq!(newest.environment.len(), 2);
+
+        // What it is written as next is of this version, and says the same.
+        let books = Books {
+            isolation: state.isolation,
+            pending: &state.pending,
+            workers: state.workers.clone(),
+            configs: state.configs.iter().map(|(id, prepared)| (*id, prepared)).collect(),
+            last_config: state.last_config,
+            last_request: state.last_request,
+        };
+        file.save(&state.supervisor, books).unwrap();
+        let again = StateFile::new(&directory).load().unwrap().unwrap();
+        assert_eq!(again.supervisor.snapshot(), state.supervisor.snapshot());
+        assert_eq!(again.paddock, env!("CARGO_PKG_VERSION"));
+        assert!(std::fs::read_to_string(path).unwrap().starts_with(&format!("{{\"version\":{VERSION},")));
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -13,6 +13,7 @@ use crate::supervisor::id::WorkerId;
 use crate::systemd::journal;
 
 use super::clock;
+use super::deeds::{Deed, Deeds};
 use super::worker::Worker;
 
 /// How many lines are read back from the journal.
@@ -52,28 +53,31 @@ pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId
 }
 
 /// Watch the worker's fence and its first process, until that is over.
-pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>) {
+/// From its end on, what is gathered about it is a deed.
+pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>, deeds: &Deeds) {
     let lived = Rc::clone(worker);
-    let log = log.clone();
+    let (log, deeds) = (log.clone(), deeds.clone());
     worker.owns(
         tokio::task::spawn_local(async move {
-            let death = until_death(&lived, &log, &events).await;
+            let (death, deed) = until_death(&lived, &log, &events, &deeds).await;
             let _ = events.send(Event::Exited { worker: lived.start.worker, death });
+            drop(deed);
         })
         .abort_handle(),
     );
 }
 
-async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>) -> Death {
+async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>, deeds: &Deeds) -> (Death, Deed) {
     let process = worker.process.borrow().clone();
     let fence = worker.fence.borrow().clone();
     let (Some(process), Some(fence)) = (process, fence) else {
-        return Death {
+        let death = Death {
             ended: crate::supervisor::event::Ended::Unknown,
             oom_killed: None,
             peak: None,
             last_words: Vec::new(),
         };
+        return (death, deeds.begin());
     };
     let ended = loop {
         tokio::select! {
@@ -90,9 +94,12 @@ async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>
             }
         }
     };
+    // It is reaped: nobody else can learn how it ended.
+    let deed = deeds.begin();
     let facts = fence.death_facts().await;
     worker.output.drain(|line| log.output(&source(worker), line));
-    Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: last_words(worker).await }
+    let death = Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: last_words(worker).await };
+    (death, deed)
 }
 
 /// The worker's last lines, oldest first.

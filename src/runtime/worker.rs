@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use crate::config::model::Signal;
@@ -53,7 +54,7 @@ pub struct Worker {
 }
 
 /// A worker whose stdout and stderr are a stream into the journal.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InJournal {
     /// The unit that its lines carry.
     pub unit: String,
@@ -146,6 +147,34 @@ impl Worker {
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         })
+    }
+
+    /// Go on with a worker that an earlier image of this process had, with its sockets and its output as they were.
+    pub fn continued(
+        record: Record,
+        notify: NotifySocket,
+        pressure: PressureSocket,
+        output: Output,
+        journal: Option<InJournal>,
+        process: Option<Rc<Process>>,
+        fence: Rc<dyn Fence>,
+    ) -> Self {
+        Self {
+            start: record.start,
+            begun: record.begun,
+            unique: record.unique,
+            notify,
+            pressure,
+            output,
+            journal: RefCell::new(journal),
+            process: RefCell::new(process),
+            fence: RefCell::new(Some(fence)),
+            started: Cell::new(true),
+            swept: Cell::default(),
+            stranger_logged: Cell::default(),
+            cancelled: Cell::default(),
+            tasks: RefCell::default(),
+        }
     }
 
     /// What the next manager must know of it.

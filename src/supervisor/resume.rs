@@ -58,6 +58,27 @@ impl Supervisor {
         self.slots.values().filter(|slot| slot.wanted).all(|slot| slot.current.is_some_and(is_ready))
     }
 
+    /// Goes on in another image of the same process: nothing was lost, but no fence watches an edge any more.
+    pub fn go_on(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let mut cx = Cx { now, out: actions };
+        if self.over {
+            return;
+        }
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            if self.workers.get(&id).is_some_and(|worker| worker.phase == Phase::Ready) {
+                self.arm(id, &mut cx);
+            }
+        }
+        self.changed = true;
+        self.settle(&mut cx);
+        self.sort_timers();
+    }
+
+    /// Whether a worker's first process is known to be over.
+    pub fn has_ended(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_none_or(|worker| !worker.phase.is_alive())
+    }
+
     /// Every worker of which something may be left, for whoever has to look after them.
     pub fn worker_ids(&self) -> impl Iterator<Item = (WorkerId, bool)> + '_ {
         self.workers.iter().map(|(id, worker)| (*id, worker.phase == Phase::Asked))

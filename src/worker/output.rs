@@ -6,10 +6,11 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -31,12 +32,13 @@ const BUFFER: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Output {
     fifo: AsyncFd<OwnedFd>,
-    state: RefCell<State>,
+    state: RefCell<Heard>,
     path: PathBuf,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct State {
+/// What a worker wrote, as far as it is kept: its last lines, and the beginning of one that is not yet whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
     partial: Vec<u8>,
     last: VecDeque<String>,
 }
@@ -68,6 +70,24 @@ impl Output {
         // A smaller buffer is no reason not to start.
         let _ = rustix::pipe::fcntl_setpipe_size(&fifo, BUFFER);
         Ok(Self { fifo: sys::watch(fifo, Interest::READABLE)?, state: RefCell::default(), path })
+    }
+
+    /// Read on from an open FIFO, where an earlier image of this process had stopped.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn keep(fifo: OwnedFd, heard: Heard, path: PathBuf) -> io::Result<Self> {
+        Ok(Self { fifo: sys::watch(fifo, Interest::READABLE)?, state: RefCell::new(heard), path })
+    }
+
+    /// The FIFO itself.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fifo.get_ref().as_fd()
+    }
+
+    /// What was read so far, as much of it as is kept.
+    pub fn heard(&self) -> Heard {
+        self.state.borrow().clone()
     }
 
     /// Where it is.
@@ -129,7 +149,7 @@ impl Output {
 
 const CHUNK: usize = 16 * 1024;
 
-impl State {
+impl Heard {
     pub(crate) fn take(&mut self, bytes: &[u8], line: &impl Fn(&[u8])) {
         let mut pieces = bytes.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
@@ -173,7 +193,7 @@ mod tests {
 
     fn lines_of(chunks: &[&[u8]]) -> Vec<String> {
         let lines = RefCell::new(Vec::new());
-        let mut state = State::default();
+        let mut state = Heard::default();
         for chunk in chunks {
             state.take(chunk, &|line: &[u8]| lines.borrow_mut().push(String::from_utf8_lossy(line).into_owned()));
         }

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,25 @@ impl PressureSocket {
         Ok(Self { listener: watched, connections: RefCell::default(), path })
     }
 
+    /// Go on with a socket that an earlier image of this process listened on, and with whom it had let in.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn keep(listener: OwnedFd, connections: Vec<OwnedFd>, path: PathBuf) -> io::Result<Self> {
+        let listener = sys::watch(listener, Interest::READABLE)?;
+        Ok(Self { listener, connections: RefCell::new(connections), path })
+    }
+
+    /// The socket itself.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.get_ref().as_fd()
+    }
+
+    /// The numbers of its connections.
+    pub fn connections(&self) -> Vec<RawFd> {
+        self.connections.borrow().iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -58,7 +77,7 @@ impl PressureSocket {
             match rustix::net::accept_with(self.listener.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => {
                     if rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| belongs(peer.pid)) {
-                        self.keep(connection);
+                        self.let_in(connection);
                     }
                     // A worker that connects without end must not hold the loop.
                     tokio::task::yield_now().await;
@@ -76,7 +95,7 @@ impl PressureSocket {
         }
     }
 
-    fn keep(&self, connection: OwnedFd) {
+    fn let_in(&self, connection: OwnedFd) {
         let mut connections = self.connections.borrow_mut();
         if connections.len() >= CONNECTIONS_MAX {
             connections.remove(0);

@@ -32,8 +32,20 @@ impl Process {
     /// # Errors
     /// What `pidfd_open(2)` says.
     pub fn open(pid: Pid) -> io::Result<Self> {
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        Self::keep(pid, rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+    }
+
+    /// Go on with a process whose pidfd was kept; it may be over by now, and its status is there then.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn keep(pid: Pid, pidfd: OwnedFd) -> io::Result<Self> {
         Ok(Self { pid, pidfd: sys::watch(pidfd, Interest::READABLE)? })
+    }
+
+    /// The pidfd itself.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.pidfd.get_ref().as_fd()
     }
 
     /// Its number, for messages and for putting it into its fence while it is an unreaped child.

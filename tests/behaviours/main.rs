@@ -23,6 +23,7 @@ mod start;
 mod stop;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -43,5 +44,6 @@ fn main() -> ExitCode {
     operate::register(&mut suite);
     development::register(&mut suite);
     adoption::register(&mut suite);
+    upgrade::register(&mut suite);
     suite.run()
 }

@@ -158,6 +158,8 @@ pub(crate) struct App {
     /// Another manager's group, to be in as well as it.
     joined: Option<Vec<PathBuf>>,
     variables: BTreeMap<String, String>,
+    arguments: Vec<OsString>,
+    program: PathBuf,
 }
 
 impl App {
@@ -180,6 +182,8 @@ impl App {
             group,
             joined: None,
             variables: BTreeMap::new(),
+            arguments: Vec::new(),
+            program: paddock(),
             dir,
         };
         app.put("isolation", mode.key());
@@ -243,6 +247,24 @@ impl App {
         self
     }
 
+    /// One more argument of `paddock run`.
+    pub(crate) fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Starts a copy of the program that is the app's alone, so that it can be replaced.
+    pub(crate) fn own_program(mut self) -> Self {
+        self.program = self.dir.path().join("paddock");
+        install(&paddock(), &self.program);
+        self
+    }
+
+    /// The program that the manager is started from.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The group around the manager.
     pub(crate) fn group(&self) -> &Group {
         self.group.as_ref().expect("a group around the manager")
@@ -290,8 +312,9 @@ impl App {
         let own_group = self.group.as_ref().map_or(&[][..], |group| group.dirs());
         let cgroups = self.joined.as_deref().unwrap_or(own_group);
         let fds: Vec<BorrowedFd<'_>> = self.sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
-        let mut command = activate::command(&paddock(), &fds, self.listen_pid, cgroups);
+        let mut command = activate::command(&self.program, &fds, self.listen_pid, cgroups);
         command.arg("run").arg(self.config_path()).arg("--runtime-directory").arg(self.dir.path().join("run"));
+        command.args(&self.arguments);
         plain_environment(&mut command, &self.dir.name());
         command.env("NOTIFY_SOCKET", notify.path()).envs(&self.variables);
         if !self.sockets.is_empty() {
@@ -313,6 +336,12 @@ impl App {
         assert_eq!(status.isolation(), manager.app.mode.key(), "the mode that was asked for");
         manager
     }
+}
+
+/// Puts a copy of a program in the place of another, as a package manager does: the old file lives on while it runs.
+pub(crate) fn install(from: &Path, at: &Path) {
+    let new = at.with_extension("new");
+    fs::copy(from, &new).and_then(|_| fs::rename(&new, at)).expect("the program is installed");
 }
 
 /// PATH and the marker by which everything that the test starts is known.

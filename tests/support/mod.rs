@@ -9,6 +9,7 @@ pub(crate) mod manager;
 pub(crate) mod notify;
 pub(crate) mod proc;
 pub(crate) mod stall;
+pub(crate) mod stand_in;
 pub(crate) mod status;
 pub(crate) mod suite;
 pub(crate) mod timeline;
@@ -25,6 +26,7 @@ pub(crate) fn hidden_role() -> Option<ExitCode> {
         "--worker-daemonise" => Some(worker::daemon::daemonise()),
         "--worker-linger" => Some(worker::daemon::linger()),
         "--worker-say" => Some(worker::notify::say_and_leave(arguments)),
+        "run" | "can-take-over" => Some(stand_in::run()),
         "--activate" => Some(activate::run(arguments)),
         _ => None,
     }

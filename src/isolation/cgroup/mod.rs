@@ -10,6 +10,7 @@ mod limits;
 mod v1;
 mod v2;
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::process::Pid;
@@ -75,5 +76,17 @@ impl Isolation for CgroupIsolation {
                 Version::V2(v2) => v2.leftovers(app),
             }
         })
+    }
+
+    fn take_back(
+        &self,
+        name: &FenceName,
+        _data: &serde_json::Value,
+        _fd: Option<OwnedFd>,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        match &self.0 {
+            Version::V1(v1) => v1.take_back(name),
+            Version::V2(v2) => v2.take_back(name),
+        }
     }
 }

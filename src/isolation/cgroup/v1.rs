@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::super::name;
 use super::super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, Leftovers, LocalFuture, MemoryReading,
-    proc,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Leftover, Leftovers, LocalFuture,
+    MemoryReading, proc,
 };
 use super::comb::Comb;
 use super::eventfd::Eventfd;
@@ -93,6 +93,11 @@ impl V1 {
             }
         }
         Ok(found)
+    }
+
+    /// See [`super::super::Isolation::take_back`]: the name says where its groups are.
+    pub(super) fn take_back(&self, name: &FenceName) -> Result<Rc<dyn Fence>, FenceError> {
+        Ok(Rc::new(V1Fence::over(self.groups(name))?))
     }
 
     fn groups(&self, name: &FenceName) -> Groups {
@@ -463,6 +468,10 @@ impl Fence for V1Fence {
                 .await
                 .map_err(|error| failed(format!("emptying {}", self.groups.memory.path), error))
         })
+    }
+
+    fn hand_over(&self) -> Handed<'_> {
+        Handed::default()
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::super::name;
 use super::super::{
-    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Leftover, Leftovers, LocalFuture, MemoryReading,
-    proc,
+    DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Leftover, Leftovers, LocalFuture,
+    MemoryReading, proc,
 };
 use super::files::{self, failed};
 use super::group::{self, Group};
@@ -125,6 +125,11 @@ impl V2 {
             }
         }
         Ok(found)
+    }
+
+    /// See [`super::super::Isolation::take_back`]: the name says where it is.
+    pub(super) fn take_back(&self, name: &FenceName) -> Result<Rc<dyn Fence>, FenceError> {
+        Ok(Rc::new(self.over(Group::below(&self.base, &name::of(name)))?))
     }
 
     /// See [`super::super::Isolation::enclose`].
@@ -400,6 +405,10 @@ impl Fence for V2Fence {
                 .await
                 .map_err(|error| failed(format!("emptying {}", self.group.path), error))
         })
+    }
+
+    fn hand_over(&self) -> Handed<'_> {
+        Handed::default()
     }
 }
 

@@ -5,12 +5,22 @@ use std::io;
 use std::rc::Rc;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify};
 
-use super::super::{DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, LocalFuture, MemoryReading};
+use super::super::{DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, Handed, LocalFuture, MemoryReading};
 use super::group::{EventFile, Group, Mounts, is_gone};
 use super::properties;
 use crate::systemd::dbus::Bus;
+
+/// What the next image of this process is told; the open cgroup goes along.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HandedScope {
+    unit: String,
+    pub(super) path: String,
+    limits: FenceLimits,
+    kills_before: u64,
+}
 
 /// A transient scope that holds one worker.
 pub(super) struct ScopeFence {
@@ -42,8 +52,17 @@ struct Edge {
 
 impl ScopeFence {
     pub(super) fn new(bus: Rc<Bus>, mounts: Mounts, unit: String, group: Group, limits: FenceLimits) -> Self {
-        let watch = group.watch("memory.events").ok();
         let kills_before = group.events().map(|events| events.oom_kill).unwrap_or_default();
+        Self::with(bus, mounts, unit, group, limits, kills_before)
+    }
+
+    /// What an earlier image of this process handed over: kills that nobody has seen yet count.
+    pub(super) fn again(bus: Rc<Bus>, mounts: Mounts, scope: HandedScope, group: Group) -> Self {
+        Self::with(bus, mounts, scope.unit, group, scope.limits, scope.kills_before)
+    }
+
+    fn with(bus: Rc<Bus>, mounts: Mounts, unit: String, group: Group, limits: FenceLimits, kills_before: u64) -> Self {
+        let watch = group.watch("memory.events").ok();
         Self {
             bus,
             mounts,
@@ -257,5 +276,16 @@ impl Fence for ScopeFence {
             let _ = std::fs::remove_dir(&self.group.dir);
             Ok(())
         })
+    }
+
+    fn hand_over(&self) -> Handed<'_> {
+        let scope = HandedScope {
+            unit: self.unit.clone(),
+            path: self.group.path.clone(),
+            limits: *self.limits.borrow(),
+            kills_before: self.kills_before,
+        };
+        // Texts and numbers always have a form.
+        Handed { data: serde_json::to_value(scope).unwrap_or_default(), fd: Some(self.group.descriptor()) }
     }
 }

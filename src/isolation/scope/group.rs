@@ -2,7 +2,7 @@
 //! `memory.high` ourselves only when systemd cannot be reached.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -57,6 +57,11 @@ impl Mounts {
         let fd = Rc::new(rustix::fs::open(&dir, flags, Mode::empty())?);
         Ok(Group { path: path.to_owned(), dir, fd })
     }
+
+    /// A cgroup that was opened before, by [`Group::descriptor`]; it may be gone.
+    pub(super) fn group_again(&self, path: &str, fd: OwnedFd) -> Group {
+        Group { path: path.to_owned(), dir: self.directory(path), fd: Rc::new(fd) }
+    }
 }
 
 /// One cgroup, never another one that has taken its path: a change of properties that reaches systemd just after it
@@ -74,6 +79,11 @@ impl Group {
     /// Whether a process with this `/proc/PID/cgroup` is inside, or in a group that the worker made below.
     pub(super) fn holds(&self, path: &str) -> bool {
         path.strip_prefix(&self.path).is_some_and(|below| below.is_empty() || below.starts_with('/'))
+    }
+
+    /// Its open directory.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// SIGKILL to all inside and below, forks under way included (cgroup-v2.rst). `NotFound`: nobody is inside.

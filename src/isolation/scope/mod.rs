@@ -11,14 +11,16 @@ pub(crate) mod unit;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
+use serde::Deserialize;
 
-use self::fence::ScopeFence;
+use self::fence::{HandedScope, ScopeFence};
 use self::group::{Group, Mounts};
 use self::properties::{Common, Member};
 use super::{
@@ -253,6 +255,22 @@ impl Isolation for ScopeIsolation {
 
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(self.left_by_others(app))
+    }
+
+    fn take_back(
+        &self,
+        _name: &FenceName,
+        data: &serde_json::Value,
+        fd: Option<OwnedFd>,
+    ) -> Result<Rc<dyn Fence>, FenceError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| FenceError {
+            what: "taking up a worker's scope".to_owned(),
+            source,
+        };
+        let scope = HandedScope::deserialize(data).map_err(|error| failed(error.into()))?;
+        let fd = fd.ok_or_else(|| failed("its cgroup was not handed over".into()))?;
+        let group = self.mounts.group_again(&scope.path, fd);
+        Ok(Rc::new(ScopeFence::again(Rc::clone(&self.bus), self.mounts.clone(), scope, group)))
     }
 }
 
