@@ -117,7 +117,7 @@ Examples:
   paddock reap shop
 
 Workers outlive a manager that was killed, and the next one adopts them. Without a next one,
-this stops them.";
+this stops them. The shipped units call it where no next one will come.";
 
 const IMPORT_EXAMPLES: &str = "\
 Examples:
@@ -259,6 +259,13 @@ pub enum Command {
     Reap {
         /// The app.
         app: String,
+        /// Do nothing unless SERVICE_RESULT is "success": for ExecStopPost=, which runs after a crash too.
+        #[arg(long)]
+        after_stop: bool,
+        /// Do nothing unless systemd says that this unit is failed or inactive: for OnFailure=, which some versions also
+        /// trigger before a restart.
+        #[arg(long, value_name = "UNIT")]
+        if_ended: Option<String>,
     },
 
     /// Make a commented configuration from one of gunicorn's, uWSGI's or Celery's.

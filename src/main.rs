@@ -43,7 +43,9 @@ fn dispatch(Cli { runtime_directory, command }: Cli) -> ExitCode {
         Command::Scale { app, workers } => command::scale::run(&app, directory, workers),
         Command::Signal { app, signal, slot } => command::signal::run(&app, directory, signal, slot),
         Command::Stop { app, fast } => command::stop::run(&app, directory, fast),
-        Command::Reap { app } => command::reap::run(&app, directory),
+        Command::Reap { app, after_stop, if_ended } => {
+            command::reap::run(&app, directory, after_stop, if_ended.as_deref())
+        }
         Command::Import(arguments) => command::import::run(&arguments),
         Command::Completions { shell } => command::completions::run(shell),
         Command::Man { page, directory } => command::man::run(page.as_deref(), directory.as_deref()),

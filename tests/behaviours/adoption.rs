@@ -19,6 +19,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b27_an_oom_kill_that_nobody_saw_is_one", FENCED, unseen_oom_kill);
     suite.add("b27_own_listeners_come_back", EVERYWHERE, own_listeners);
     suite.add("b27_a_broken_configuration_abandons_nobody", &[Mode::None], broken_configuration);
+    suite.add("b27_the_next_manager_pings_systemd", EVERYWHERE, pings);
     suite.add("b27_a_crash_in_a_roll", EVERYWHERE, crash_in_a_roll);
     suite.add("b27_a_crash_in_a_start", EVERYWHERE, crash_in_a_start);
     suite.add("b27_a_crash_in_a_stop", EVERYWHERE, crash_in_a_stop);
@@ -229,6 +230,22 @@ fn broken_configuration(mode: Mode) {
     manager.log.wait(SOON, "what is wrong with it", |line| line.message().contains("workers"));
     manager.app.write_config();
     assert!(manager.cli("reload", &[]).status.success());
+    manager.stop();
+}
+
+/// Also while workers are busy talking to it: systemd would shoot it for its silence.
+fn pings(mode: Mode) {
+    let app = App::new(mode).set("workers", 3).set("recycle.max_requests", 100_000).set("timeouts.watchdog", "30s");
+    let mut manager = app.variable("WATCHDOG_USEC", "400000").start_ready(3);
+    let load = load(&manager.target());
+    for _ in 0..3 {
+        manager.crash();
+        manager.start_again();
+        manager.wait_ready(3);
+        let said = manager.notify.count("WATCHDOG=1");
+        assert!(manager.notify.try_wait("WATCHDOG=1", said + 10, SOON).is_some(), "it fell silent");
+    }
+    assert_none_lost(load);
     manager.stop();
 }
 

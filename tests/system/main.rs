@@ -13,10 +13,12 @@
 )]
 
 mod faults;
+mod adoption;
 mod isolation;
 mod journal;
 mod reload;
 mod service;
+mod stop;
 #[expect(dead_code, reason = "most of it is for the suite that starts managers itself")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
     journal::register(&mut suite);
     variants::register(&mut suite);
     faults::register(&mut suite);
+    adoption::register(&mut suite);
+    stop::register(&mut suite);
     suite.run()
 }
 

@@ -154,6 +154,17 @@ impl Service {
         PathBuf::from(format!("/etc/paddock/{}.toml", self.app.name))
     }
 
+    /// Adds to the unit for as long as the value lives.
+    #[track_caller]
+    pub(crate) fn drop_in(&self, name: &str, text: &str) -> DropIn {
+        let directory = PathBuf::from(format!("/run/systemd/system/{}.d", self.unit));
+        fs::create_dir_all(&directory).expect("a directory for it");
+        let drop_in = DropIn(directory.join(name));
+        fs::write(&drop_in.0, text).expect("it is written");
+        systemctl_ok(&["daemon-reload"]);
+        drop_in
+    }
+
     /// The path of the socket that systemd holds.
     pub(crate) fn socket_path(&self) -> PathBuf {
         PathBuf::from(format!("/run/paddock-{}.sock", self.app.name))
@@ -232,6 +243,16 @@ impl Service {
         let pattern = format!("paddock-{}-*.scope", escape(&self.app.name));
         let text = systemctl_ok(&["list-units", "--all", "--plain", "--no-legend", "--full", &pattern]);
         text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    }
+}
+
+/// An addition to a unit.
+pub(crate) struct DropIn(PathBuf);
+
+impl Drop for DropIn {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        let _ = systemctl(&["daemon-reload"]);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::control::directory::{LockError, RuntimeDirectory, SOCKET, Surrounding
 use crate::isolation::{Drain, proc, select};
 use crate::runtime::setup;
 use crate::runtime::state::StateFile;
+use crate::systemd::dbus::{Bus, Which};
 use crate::worker::files::is_worker_file;
 
 pub mod find;
@@ -33,8 +34,27 @@ const GONE: Duration = Duration::from_secs(5);
 const ROUNDS: u32 = 20;
 
 /// Ask the first processes of all workers to end, kill what is left, and remove what they had in the runtime directory.
-/// With a living manager nothing is done.
-pub fn run(app: &str, directory: Option<&Path>) -> ExitCode {
+/// With a living manager nothing is done. `after_stop`: only after a service that systemd calls successful; `if_ended`:
+/// only if systemd says that this unit will not start again by itself.
+pub fn run(app: &str, directory: Option<&Path>, after_stop: bool, if_ended: Option<&str>) -> ExitCode {
+    let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+    if after_stop && result != "success" {
+        let why =
+            if result.is_empty() { "SERVICE_RESULT is not set" } else { &*format!("the service ended: {result}") };
+        print(&format!("{app}: nothing is stopped: {why}\n"));
+        return ExitCode::SUCCESS;
+    }
+    match if_ended.map(has_ended).transpose() {
+        Ok(None | Some(Ok(()))) => {}
+        Ok(Some(Err(why))) => {
+            print(&format!("{app}: nothing is stopped: {why}\n"));
+            return ExitCode::SUCCESS;
+        }
+        Err(Refusal { code, reason }) => {
+            complain(&format!("paddock: {reason}"));
+            return ExitCode::from(code);
+        }
+    }
     match reap(app, &Surroundings::of_process(directory)) {
         Ok(sentence) => {
             print(&(sentence + "\n"));
@@ -56,6 +76,16 @@ impl Refusal {
     fn failed(reason: &impl ToString) -> Self {
         Self { code: 1, reason: reason.to_string() }
     }
+}
+
+/// Whether systemd is done with a unit; if not, the inner error says what it is about to do.
+fn has_ended(unit: &str) -> Result<Result<(), String>, Refusal> {
+    let which = if rustix::process::geteuid().is_root() { Which::System } else { Which::User };
+    let state = setup::on_the_loop(async { Bus::new(which).active_state(unit).await })
+        .map_err(|error| Refusal::failed(&error.message))?
+        .map_err(|error| Refusal::failed(&format!("asking systemd about {unit}: {error}")))?;
+    // `auto-restart` is `activating`: its workers wait for the next manager.
+    Ok(if matches!(&*state, "failed" | "inactive") { Ok(()) } else { Err(format!("{unit} is {state}")) })
 }
 
 fn reap(app: &str, surroundings: &Surroundings) -> Result<String, Refusal> {
