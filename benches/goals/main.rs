@@ -8,7 +8,6 @@
 //! Real managers (a release build), real workers: what is not in the core is measured from outside. The exit status is 1
 //! if a goal was missed. docs/benchmarks.md says what each figure means.
 #![expect(
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,

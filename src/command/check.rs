@@ -58,7 +58,7 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
         let listeners = Listeners::stand_ins(&inherited, &config.listen, &directory).map_err(Refusal::of_machine)?;
         let outcome = Rc::new(Outcome::default());
         let begun = crate::runtime::clock::now();
-        let code = manager::run(Parts {
+        let code = Box::pin(manager::run(Parts {
             log: log.clone(),
             directory: directory.clone(),
             isolation: fenced.isolation,
@@ -78,7 +78,7 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             taken: None,
             lock: None,
             image: None,
-        })
+        }))
         .await
         .map_err(Refusal::of_machine)?;
         let took = crate::runtime::clock::now() - begun;

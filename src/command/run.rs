@@ -149,6 +149,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
 
 /// In the place of an earlier image of this process, which has been replaced.
 async fn take_over(wanted: Wanted, baton: Baton, log: &Log) -> Result<u8, Refusal> {
+    let open_files = OpenFiles::raise_own().map_err(Refusal::of_machine)?;
     let path = baton.handover().directory.clone();
     let directory = RuntimeDirectory::create(&path).map_err(Refusal::of_machine)?;
     let state_file = StateFile::continued(&path, baton.state());
@@ -172,6 +173,7 @@ async fn take_over(wanted: Wanted, baton: Baton, log: &Log) -> Result<u8, Refusa
         state_file: Some(state_file),
         inherited: None,
         strays: Vec::new(),
+        open_files,
         changes,
         taken: Some(parts.taken),
         lock: Some(parts.lock),

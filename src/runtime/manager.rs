@@ -148,6 +148,17 @@ struct Inputs {
     ping: Option<Ping>,
 }
 
+impl Inputs {
+    /// Whatever somebody asked for already.
+    fn next_asked(&mut self) -> Option<Woken> {
+        let reread = self.reread.try_recv().map(Woken::Reread);
+        let mut call = || self.calls.try_recv().map(Woken::Call);
+        let mut news = || self.changes.try_recv().map(Woken::News);
+        let mut answer = || self.answers.try_recv().map(Woken::Answer);
+        reread.or_else(|_| call().or_else(|_| news().or_else(|_| answer()))).ok()
+    }
+}
+
 /// When systemd is to hear from us.
 struct Ping {
     every: Duration,
@@ -290,28 +301,15 @@ impl Manager {
     /// Phases 2 and 3, for what ended the wait and a bounded batch of what else is there already.
     fn turn(&mut self, woken: Woken, inputs: &mut Inputs, actions: &mut Vec<Action>) {
         let now = clock::now();
-        match woken {
-            Woken::Signal(asked) => self.signalled(asked, now, actions),
-            Woken::Event(event) => self.step(event, now, actions),
-            Woken::Reread(reread) => self.reread(reread, now, actions),
-            Woken::Call(call) => self.called(call, now, actions),
-            Woken::News(News::Changed(what)) => {
-                self.log.say(Level::Info, &format!("{what}: reload"));
-                self.read_again(None);
-            }
-            Woken::News(News::Trouble(why)) => self.log.say(Level::Error, &why),
-            Woken::Readable(worker) => self.hear_in_turn(worker, now, actions),
-            Woken::Room => {
-                if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::flush) {
-                    self.log.say(Level::Warning, &format!("telling systemd: {error}"));
-                }
-            }
-            Woken::Answer(answer) => self.answered(answer, now),
-            Woken::Timer | Woken::Rest => {}
-        }
+        self.take_up(woken, now, actions);
         for _ in 0..BATCH {
             let Ok(event) = inputs.events.try_recv() else { break };
             self.step(event, now, actions);
+        }
+        // Workers that die as fast as they are started keep events coming for ever; people are heard in between.
+        for _ in 0..BATCH {
+            let Some(asked) = inputs.next_asked() else { break };
+            self.take_up(asked, now, actions);
         }
         // Who has more to say stands at the end of the queue again, for the next turn.
         for _ in 0..inputs.readable.len().min(BATCH) {
@@ -340,6 +338,29 @@ impl Manager {
             if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::ping) {
                 self.log.say(Level::Warning, &format!("pinging systemd's watchdog: {error}"));
             }
+        }
+    }
+
+    /// One thing that came in.
+    fn take_up(&mut self, woken: Woken, now: Time, actions: &mut Vec<Action>) {
+        match woken {
+            Woken::Signal(asked) => self.signalled(asked, now, actions),
+            Woken::Event(event) => self.step(event, now, actions),
+            Woken::Reread(reread) => self.reread(reread, now, actions),
+            Woken::Call(call) => self.called(call, now, actions),
+            Woken::News(News::Changed(what)) => {
+                self.log.say(Level::Info, &format!("{what}: reload"));
+                self.read_again(None);
+            }
+            Woken::News(News::Trouble(why)) => self.log.say(Level::Error, &why),
+            Woken::Readable(worker) => self.hear_in_turn(worker, now, actions),
+            Woken::Room => {
+                if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::flush) {
+                    self.log.say(Level::Warning, &format!("telling systemd: {error}"));
+                }
+            }
+            Woken::Answer(answer) => self.answered(answer, now),
+            Woken::Timer | Woken::Rest => {}
         }
     }
 

@@ -172,6 +172,7 @@ impl Worker {
             started: Cell::new(true),
             swept: Cell::default(),
             stranger_logged: Cell::default(),
+            queued: Cell::default(),
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         }

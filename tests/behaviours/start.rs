@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::support::cgroup;
 use crate::support::log::Line;
 use crate::support::manager::{App, Manager, SOON};
@@ -30,9 +32,20 @@ fn x_open_files(mode: Mode) {
     };
     let (soft, hard) = limits(manager.pid());
     assert_eq!(soft, hard, "the manager's own");
-    for pid in manager.status().ready_pids() {
-        assert_eq!(limits(pid), ("64".to_owned(), hard.clone()), "worker {pid}'s");
-    }
+    let all_as_before = || {
+        for pid in manager.status().ready_pids() {
+            assert_eq!(limits(pid), ("64".to_owned(), hard.clone()), "worker {pid}'s");
+        }
+    };
+    all_as_before();
+    // The next image of the manager must not take what this one has for what it was given.
+    let mark = manager.log.mark();
+    manager.signal(Signal::USR2);
+    manager.log.wait_after(mark, SOON, "the new image", |line| line.message().starts_with("replaced in place"));
+    let before = manager.status().ready_pids();
+    assert!(manager.cli("recycle", &["0"]).status.success());
+    manager.wait_status(SOON, "a new worker", |status| status.ready_pids().iter().any(|pid| !before.contains(pid)));
+    all_as_before();
     manager.stop();
 }
 

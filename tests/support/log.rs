@@ -124,7 +124,7 @@ impl Log {
 
     /// All lines so far.
     pub(crate) fn lines(&self) -> Vec<Line> {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
+        self.lines_after(0)
     }
 
     /// The lines from a mark on.

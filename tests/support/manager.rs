@@ -1,6 +1,7 @@
 //! A real manager: configured, started with sockets, watched, and cleaned up after.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;

@@ -1,6 +1,7 @@
 //! Faults of what systemd is made of: the bus, process 1, the clock, the journal.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -187,7 +188,8 @@ fn many_restarts() {
     service.wait_ready(2);
     proc::wait_until(PATIENCE, "no unit stays behind", || service.scopes().len() == 2);
     let first = first.unwrap();
-    println!("{restarts} restarts: first {first:?}, last ({}, {})", descriptors(), resident());
+    let _ =
+        writeln!(std::io::stderr(), "{restarts} restarts: first {first:?}, last ({}, {})", descriptors(), resident());
     proc::wait_until(PATIENCE, "no descriptor stays behind", || descriptors() <= first.0 + 2);
     let kib = |text: &str| text.split(' ').next().unwrap().parse::<u64>().unwrap();
     assert!(kib(&resident()) * 100 <= kib(&first.1) * 110, "{first:?}, {}", resident());

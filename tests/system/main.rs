@@ -12,8 +12,8 @@
     reason = "a test fails by panicking, has a clock of its own, and the worker program ends as it likes"
 )]
 
-mod faults;
 mod adoption;
+mod faults;
 mod isolation;
 mod journal;
 mod reload;

@@ -29,6 +29,7 @@ use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::Level;
 use crate::supervisor::time::Time;
 use crate::sys;
+use crate::worker::open_files::OpenFiles;
 
 use self::ask::Question;
 use self::handover::{HandedFence, HandedListeners, HandedWorker, Handover, VARIABLE};
@@ -275,13 +276,17 @@ impl Manager {
         let across: BTreeSet<RawFd> = page.descriptors().into_iter().chain([memory.as_raw_fd()]).collect();
         // Whatever else is open, and by whomever it was opened, ends here.
         sys::close_on_exec_from(3);
-        let result = across.iter().try_for_each(|number| sys::set_close_on_exec(*number, false)).and_then(|()| {
+        // The next image asks how many open files the workers may have, which is what we began with.
+        let kept = self.open_files.set_own();
+        let kept = kept.and_then(|()| across.iter().try_for_each(|number| sys::set_close_on_exec(*number, false)));
+        let result = kept.and_then(|()| {
             nix::unistd::execveat(&file, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH).map_err(io::Error::from)
         });
         for number in across {
             // Open a moment ago, and nobody has closed anything since.
             let _ = sys::set_close_on_exec(number, true);
         }
+        OpenFiles::raise_own()?;
         result
     }
 
