@@ -29,6 +29,9 @@ const LONGEST_ANSWER: usize = 4 << 20;
 /// How much of its standard error is kept, in bytes.
 const LONGEST_WORDS: usize = 16 << 10;
 
+/// What every script can use: the request, `tell`, `plain` and `installed`.
+const PRELUDE: &str = include_str!("prelude.py");
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum PythonError {
@@ -79,14 +82,14 @@ pub fn choose(named: Option<&Path>, environment: impl Fn(&str) -> Option<OsStrin
     }
 }
 
-/// The script's answer to a request, both JSON.
+/// The answer of a script behind the [`PRELUDE`] to a request, both JSON.
 ///
 /// # Errors
 /// It could not be started, took too long, failed or said something else.
 pub fn ask<T: serde::de::DeserializeOwned>(python: &Path, script: &str, request: &str) -> Result<T, PythonError> {
     let machine = |error| PythonError::Start { path: python.to_path_buf(), error };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;
-    let line = runtime.block_on(run(python, script, request))?;
+    let line = runtime.block_on(run(python, &format!("{PRELUDE}\n{script}"), request))?;
     serde_json::from_slice(&line)
         .map_err(|error| PythonError::Answer { path: python.to_path_buf(), reason: error.to_string() })
 }
@@ -114,6 +117,10 @@ async fn run(python: &Path, script: &str, request: &str) -> Result<Vec<u8>, Pyth
     let mut words = Words::default();
     let mut errors = child.stderr.take();
     let told = tokio::time::timeout(TIME, Box::pin(listen(answer, errors.as_mut(), &mut words, &ended))).await;
+    if matches!(told, Ok(Told::Nothing)) {
+        // Python closes its files before it ends: its own end is the one to tell.
+        let _ = tokio::time::timeout(GRACE, ended.readable()).await;
+    }
     if let Some(group) = group {
         let _ = kill_process_group(group, Signal::KILL);
     }
@@ -252,7 +259,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_line_whatever_is_left_running() {
-        let script = "import os, time\nif os.fork() == 0: time.sleep(100)\nprint('{\"a\": 1}', flush=True)";
+        let script = "import time\nif os.fork() == 0: time.sleep(100)\nprint('hello')\ntell(a=1)";
         assert_eq!(ask_text(script), Ok(serde_json::json!({"a": 1})));
     }
 
@@ -271,9 +278,9 @@ mod tests {
 
     #[test]
     fn an_endless_answer_is_cut() {
-        let wrong = ask_text("import os\nwhile True: os.write(1, b'x' * 65536)").unwrap_err();
+        let wrong = ask_text("while True: answer.write('x' * 65536)").unwrap_err();
         assert!(wrong.contains("longer than 4 MiB"), "{wrong}");
-        let wrong = ask_text("print('nonsense')").unwrap_err();
+        let wrong = ask_text("answer.write('nonsense\\n')").unwrap_err();
         assert!(wrong.contains("its answer cannot be read"), "{wrong}");
     }
 

@@ -104,6 +104,21 @@ pub(super) mod tests {
         }
     }
 
+    /// Names of the peer's that no row is about.
+    pub(in super::super) fn missing<'a>(table: &Table, known: &BTreeSet<&'a str>) -> Vec<&'a str> {
+        known.iter().copied().filter(|name| find(table, name).is_none()).collect()
+    }
+
+    /// Names and patterns of the table that stand for nothing the peer knows.
+    pub(in super::super) fn invented(table: &Table, known: &BTreeSet<&str>) -> Vec<&'static str> {
+        let stands = |name: &str| match name.strip_suffix('*') {
+            Some(prefix) => known.iter().any(|one| one.starts_with(prefix)),
+            None => known.contains(name),
+        };
+        let rows = table.iter().flat_map(|(_, rows)| rows.iter());
+        rows.flat_map(|row| row.names).copied().filter(|name| !stands(name)).collect()
+    }
+
     #[test]
     fn an_exact_name_beats_a_pattern_and_a_long_pattern_a_short_one() {
         const ROWS: &[Row] = &[

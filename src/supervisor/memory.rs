@@ -12,7 +12,9 @@ use super::{Cx, Supervisor, say};
 
 /// How long an edge rests after an alarm that was only page cache.
 const MASK: Duration = Duration::from_secs(1);
-/// A worker over its soft limit this soon after READY was over it all along: replacing it does not help.
+/// An edge that has been passed already is reported at once, so this soon after READY it was passed before.
+const AT_ONCE: Duration = Duration::from_millis(100);
+/// A worker over its soft limit this soon after READY, and before it counted a request: replacing it does not help.
 const HOT: Duration = Duration::from_secs(1);
 /// So many such lives in a row are replaced at once, further ones with backoff.
 const HOT_FREE: u32 = 3;
@@ -70,7 +72,12 @@ impl Supervisor {
         };
         worker.edge = if worker.second_edge().is_some() { Edge::Second } else { Edge::Lifted };
         let slot_id = worker.slot;
-        let hot = worker.ready_for(cx.now).is_some_and(|span| span < HOT);
+        let ready_for = worker.ready_for(cx.now);
+        let at_once = ready_for.is_some_and(|span| span < AT_ONCE);
+        // What counts requests and has counted some filled up with them: a leak that is merely fast, and that a
+        // replacement does help against.
+        let idle = worker.requests.is_none_or(|requests| requests == 0);
+        let hot = at_once || idle && ready_for.is_some_and(|span| span < HOT);
         let limit = worker.memory_max.map_or_else(String::new, |max| format!(", limit {}", say::size(max)));
         self.arm(id, cx);
         let text = format!(" ({} unreclaimable, soft limit {}{limit})", say::size(unreclaimable), say::size(edge));
@@ -84,12 +91,11 @@ impl Supervisor {
         slot.hot = if hot { slot.hot.saturating_add(1) } else { 0 };
         let storm = slot.hot > HOT_FREE;
         if storm && slot.wait.is_none() && own && !covered {
-            cx.act(Action::Note(say::place(
-                Level::Warning,
-                NoteKind::Notice,
-                slot_id,
-                "its workers are over recycle_at as soon as they are ready; replacing them does not help, raise memory.max or recycle_at",
-            )));
+            let when = if at_once { "as soon as they are ready" } else { "within a second of being ready" };
+            let text = format!(
+                "its workers are over recycle_at {when}; replacing them does not help, raise memory.max or recycle_at"
+            );
+            cx.act(Action::Note(say::place(Level::Warning, NoteKind::Notice, slot_id, &text)));
             self.strike(slot_id, None, cx);
         }
         self.mark_due(id, Cause::Memory, &text, cx);

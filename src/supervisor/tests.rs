@@ -183,6 +183,38 @@ fn the_first_edge_pulses_and_replaces_the_second_drains_first() {
     assert_eq!(bench.starts.len(), 3);
 }
 
+/// Four lives of slot 0, each over its soft limit after `after`, having counted so many requests: what is said of them.
+fn lives_that_end_at_the_first_edge(after: Duration, requests: Option<u64>) -> Vec<String> {
+    let mut bench = Bench::ready(memory_policy());
+    let mut said = Vec::new();
+    for _ in 0..5 {
+        let id = bench.current(0);
+        bench.pass(after);
+        if let Some(count) = requests {
+            bench.say(id, Message::Requests(count));
+        }
+        bench.step(Event::Memory { worker: id, unreclaimable: 810 });
+        said.extend(bench.notes(NoteKind::Notice).into_iter().map(|note| note.message));
+        let new = bench.newest().worker;
+        if new == id {
+            break;
+        }
+        bench.up(new);
+        bench.ends(id, Ended::Exit(0));
+    }
+    said
+}
+
+#[test]
+fn a_base_above_the_soft_limit_is_told_from_a_fast_leak() {
+    let at_once = lives_that_end_at_the_first_edge(Duration::from_millis(50), None);
+    assert!(at_once.concat().contains("over recycle_at as soon as they are ready"), "{at_once:?}");
+    let soon = lives_that_end_at_the_first_edge(Duration::from_millis(500), Some(0));
+    assert!(soon.concat().contains("over recycle_at within a second of being ready"), "{soon:?}");
+    let busy = lives_that_end_at_the_first_edge(Duration::from_millis(500), Some(3));
+    assert_eq!(busy, [""; 0], "requests filled it");
+}
+
 #[test]
 fn at_the_first_edge_with_surge_taken_it_drains_first() {
     let mut bench = Bench::ready(memory_policy());

@@ -42,7 +42,11 @@ class Recipe:
     package: str
     """Where Debian has it."""
     lost_for_each_drain: int = 0
-    """Requests that the server itself loses: of connections that it had accepted, but not read from."""
+    """Requests that the server itself may lose: it closes a connection that it has accepted, but not yet read from.
+
+    uvicorn: `shutdown` of its protocols closes where no request is under way; hypercorn: its idle timeout ends with the
+    drain; granian: hyper's `graceful_shutdown` closes what has read nothing (hyperium/hyper#2730 asked for it).
+    """
     grows: bool = True
     """Whether its application can take memory without a bound."""
     counts: bool = False

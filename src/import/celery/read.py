@@ -1,23 +1,7 @@
-"""Run by `paddock import celery` in the Python that runs Celery: what Celery itself makes of its configuration.
-
-The request is JSON in the first argument; the answer is one line of JSON on standard output.
-"""
-import json
+"""What Celery itself makes of its configuration: run by `paddock import celery`, behind prelude.py."""
 import os
 import sys
 
-answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-os.dup2(2, 1)
-
-
-def tell(**facts):
-    json.dump(facts, answer)
-    answer.write("\n")
-    answer.flush()
-    os._exit(0)
-
-
-request = json.loads(sys.argv[1])
 # Celery's own program puts the working directory there as well.
 sys.path[:1] = [os.getcwd()]
 try:
@@ -32,16 +16,6 @@ except ModuleNotFoundError as missing:
     if missing.name not in ("celery", "click"):
         raise
     tell(missing="celery", python=sys.executable)
-
-
-def plain(value, depth=0):
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value if not isinstance(value, str) else str(value)
-    if depth < 4 and isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(member, depth + 1) for member in list(value)[:200]]
-    if depth < 4 and isinstance(value, dict):
-        return {str(name): plain(member, depth + 1) for name, member in list(value.items())[:200]}
-    return repr(value)[:400]
 
 
 def wrong(text):
@@ -121,16 +95,6 @@ unknown = sorted(
 broker = conf.broker_read_url or conf.broker_url or ""
 if isinstance(broker, (list, tuple)):
     broker = broker[0] if broker else ""
-
-
-def installed(name):
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
 
 tell(
     python=sys.executable,

@@ -1,23 +1,7 @@
-"""Run by `paddock import gunicorn` in the Python that runs gunicorn: what gunicorn itself makes of its configuration.
-
-The request is JSON in the first argument; the answer is one line of JSON on standard output.
-"""
-import json
+"""What gunicorn itself makes of its configuration: run by `paddock import gunicorn`, behind prelude.py."""
 import os
 import sys
 
-answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-os.dup2(2, 1)
-
-
-def tell(**facts):
-    json.dump(facts, answer)
-    answer.write("\n")
-    answer.flush()
-    os._exit(0)
-
-
-request = json.loads(sys.argv[1])
 if sys.path and sys.path[0] == "":
     # gunicorn's own program has no working directory in front either; gunicorn adds it itself.
     del sys.path[0]
@@ -30,20 +14,6 @@ except ModuleNotFoundError as missing:
     if missing.name != "gunicorn":
         raise
     tell(missing="gunicorn", python=sys.executable)
-
-
-def plain(value, depth=0):
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value if not isinstance(value, str) else str(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if depth < 4 and isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(member, depth + 1) for member in list(value)[:200]]
-    if depth < 4 and isinstance(value, dict):
-        return {str(name): plain(member, depth + 1) for name, member in list(value.items())[:200]}
-    if callable(value):
-        return getattr(value, "__qualname__", None) or repr(value)[:400]
-    return repr(value)[:400]
 
 
 class Read(WSGIApplication):
@@ -119,15 +89,6 @@ def account(database, get, number):
         return getattr(module, get)(number)[0]
     except (ImportError, KeyError, TypeError, OverflowError):
         return None if number is None else str(number)
-
-
-def installed(name):
-    import importlib.util
-
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 tell(

@@ -171,7 +171,13 @@ impl Work<'_> {
     }
 
     fn header(&mut self) {
-        let files: Vec<&str> = self.resolved.files.iter().map(String::as_str).collect();
+        let mut files: Vec<&str> = Vec::new();
+        for file in &self.resolved.files {
+            // Each of its sections was read by itself.
+            if !files.contains(&file.as_str()) {
+                files.push(file);
+            }
+        }
         let from = if files.is_empty() { "its command line".to_owned() } else { files.join(", ") };
         self.draft.say(format!("Made by `paddock import uwsgi` from {from}."));
         self.draft.say("`paddock check FILE` starts one worker of it on stand-in sockets.");
@@ -387,7 +393,7 @@ impl Work<'_> {
             } else {
                 ""
             };
-            Some((option.number().saturating_mul(MEGABYTE), format!("{} MB{space}", option.was())))
+            Some((option.number().saturating_mul(MEGABYTE), format!("{}, in MB{space}", option.was())))
         };
         let soft = limit(&["reload-on-rss"]).or_else(|| limit(&["reload-on-as"]));
         let hard =
