@@ -294,6 +294,8 @@ impl Manager {
             Some(answer) = inputs.answers.recv() => Woken::Answer(answer),
             () = self.deeds.end(), if resting => Woken::Rest,
             () = room(notifier) => Woken::Room,
+            // The log is flushed at the beginning of each turn.
+            () = self.log.room() => Woken::Rest,
             () = inputs.timer.expired() => Woken::Timer,
         }
     }

@@ -46,7 +46,7 @@ pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId
     let log = log.clone();
     worker.owns(
         tokio::task::spawn_local(async move {
-            written.output.forward(|line| log.output(&source(&written), line)).await;
+            written.output.forward(|line| log.output(&source(&written), line), async || log.pace().await).await;
         })
         .abort_handle(),
     );

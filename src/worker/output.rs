@@ -103,14 +103,14 @@ impl Output {
         Ok(rustix::fs::open(&self.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// Hand every line to `line`, as it was written, for ever.
-    pub async fn forward(&self, line: impl Fn(&[u8])) {
+    /// Hand every line to `line`, as it was written, for ever; `pace` is waited for in between.
+    pub async fn forward(&self, line: impl Fn(&[u8]), pace: impl AsyncFn()) {
         while let Ok(mut guard) = self.fifo.readable().await {
             // Cleared first: what is written from here on wakes us again.
             guard.clear_ready();
             while self.read_some(&line) {
                 // A worker that never stops writing must not hold the loop.
-                tokio::task::yield_now().await;
+                pace().await;
             }
         }
     }

@@ -10,9 +10,13 @@ mod text;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::Interest;
 
 use crate::config::model::LogFormat;
 use crate::supervisor::note::{Level, Note, NoteKind};
+use crate::sys;
 use crate::systemd::journal::{self, JournalSocket};
 
 #[cfg(any(test, fuzzing))]
@@ -20,6 +24,9 @@ pub(crate) use text::{as_json, as_text};
 
 pub use record::{Field, OutputSource, Record};
 pub use stderr::Stderr;
+
+/// How long a worker's output may wait for a reader who does not read.
+const LAG_MOST: Duration = Duration::from_secs(1);
 
 /// One log for the whole process; clones share it.
 #[derive(Debug, Clone)]
@@ -110,12 +117,48 @@ impl Log {
         }
     }
 
-    /// Try again to write what stderr did not take; cheap when nothing waits. Once in a turn of the loop is enough.
+    /// Try again to write what stderr did not take, and how much it cost; cheap when nothing waits. Once in a turn of the
+    /// loop is enough.
     pub fn flush(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut inner.sink {
+        let Inner { app, sink } = &mut *inner;
+        match sink {
             Sink::Journald(_) => {}
-            Sink::Text { out, .. } | Sink::Json(out) => out.flush(),
+            Sink::Text { out, colour } => text::write_lost(out, app, *colour),
+            Sink::Json(out) => text::write_lost_json(out, app),
+        }
+    }
+
+    /// When stderr has room for what waits, or never if nothing waits; [`Self::flush`] then.
+    pub async fn room(&self) {
+        let file =
+            self.stderr(|out| out.waits_on()).flatten().and_then(|file| sys::watch(file, Interest::WRITABLE).ok());
+        match file {
+            Some(file) => drop(file.writable().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// For those who hand on what workers print: let the others have a turn, and a reader who lags behind some time. One
+    /// who has stopped reading is not waited for again before he goes on.
+    pub async fn pace(&self) {
+        tokio::task::yield_now().await;
+        let until = tokio::time::Instant::now() + LAG_MOST;
+        while self.stderr(|out| out.is_behind()).unwrap_or(false) {
+            if tokio::time::timeout_at(until, self.room()).await.is_err() {
+                self.stderr(Stderr::give_up);
+            }
+            self.flush();
+            // Everybody who waits is woken by the same room.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn stderr<T>(&self, ask: impl FnOnce(&mut Stderr) -> T) -> Option<T> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut inner.sink {
+            Sink::Journald(_) => None,
+            Sink::Text { out, .. } | Sink::Json(out) => Some(ask(out)),
         }
     }
 
@@ -132,5 +175,79 @@ impl Sink {
             || environment("TERM").is_some_and(|term| term == "dumb");
         let colour = !unwanted && std::io::stderr().is_terminal();
         Self::Text { out: Stderr::of_process(), colour }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use rustix::pipe::pipe;
+
+    use super::*;
+
+    fn on_a_loop(test: impl AsyncFnOnce()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    }
+
+    fn stalled(writer: OwnedFd, lines: usize) -> Log {
+        let log = Log::text_to("shop", Stderr::new(writer), false);
+        for number in 0..lines {
+            log.say(Level::Info, &format!("line {number} {}", "x".repeat(1000)));
+        }
+        log
+    }
+
+    #[test]
+    fn what_waited_is_written_when_there_is_room_and_what_it_cost_is_told() {
+        on_a_loop(async || {
+            let (reader, writer) = pipe().unwrap();
+            let log = stalled(writer, 1000);
+            let mut reader = std::fs::File::from(reader);
+            let mut text = Vec::new();
+            // Nothing is said any more: only room makes it go on.
+            while !String::from_utf8_lossy(&text).contains("lines were lost because nobody read them\n") {
+                let mut some = vec![0; 4 * 1024];
+                let count = reader.read(&mut some).unwrap();
+                text.extend_from_slice(&some[..count]);
+                if log.stderr(|out| out.waits_on()).flatten().is_some() {
+                    log.room().await;
+                    log.flush();
+                }
+            }
+            let text = String::from_utf8(text).unwrap();
+            let (kept, told) = text.trim_end().rsplit_once('\n').unwrap();
+            let lost = 1000 - kept.lines().count();
+            assert!(told.ends_with(&format!("warning: {lost} log lines were lost because nobody read them")), "{told}");
+        });
+    }
+
+    #[test]
+    fn a_reader_who_lags_behind_is_waited_for_and_one_who_is_gone_is_not() {
+        on_a_loop(async || {
+            let (reader, writer) = pipe().unwrap();
+            let log = stalled(writer, 200);
+            assert_eq!(log.stderr(|out| out.is_behind()), Some(true));
+            let begun = tokio::time::Instant::now();
+            log.pace().await;
+            assert!(begun.elapsed() >= LAG_MOST, "he is waited for");
+            assert_eq!(log.stderr(|out| out.is_behind()), Some(false), "but only once");
+
+            let mut reader = std::fs::File::from(reader);
+            let mut some = vec![0; 64 * 1024];
+            let mut read = reader.read(&mut some).unwrap();
+            log.flush();
+            assert_eq!(log.stderr(|out| out.is_behind()), Some(true), "he is back");
+            let reading = std::thread::spawn(move || {
+                while read < 150 * 1024 {
+                    read += reader.read(&mut some).unwrap();
+                }
+            });
+            log.pace().await;
+            assert_eq!(log.stderr(|out| out.is_behind()), Some(false));
+            reading.join().unwrap();
+        });
     }
 }

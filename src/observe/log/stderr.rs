@@ -13,7 +13,9 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec, write};
 use rustix::net::{SendFlags, send};
 
 /// What may wait for a reader.
-const WAITING_MOST: usize = 64 * 1024;
+const WAITING_MOST: usize = 256 * 1024;
+/// From here on whoever can wait should.
+const BEHIND: usize = 64 * 1024;
 /// Where poll(2) says that there is room, this much fits (`PIPE_BUF`, pipe(7)).
 const CHUNK: usize = 4096;
 
@@ -25,6 +27,8 @@ pub struct Stderr {
     way: Way,
     waiting: VecDeque<u8>,
     lost: u64,
+    /// The reader has been waited for in vain, and has read nothing since.
+    given_up: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +49,7 @@ impl Stderr {
         match fcntl_dupfd_cloexec(io::stderr(), 3) {
             Ok(file) => Self::new(file),
             // Closed: there is nobody to write to.
-            Err(_) => Self { file: None, way: Way::Plain, waiting: VecDeque::new(), lost: 0 },
+            Err(_) => Self { file: None, way: Way::Plain, waiting: VecDeque::new(), lost: 0, given_up: false },
         }
     }
 
@@ -63,13 +67,29 @@ impl Stderr {
     }
 
     fn with(file: OwnedFd, way: Way) -> Self {
-        Self { file: Some(file), way, waiting: VecDeque::new(), lost: 0 }
+        Self { file: Some(file), way, waiting: VecDeque::new(), lost: 0, given_up: false }
     }
 
     /// How many lines were dropped since the last call; zero while there is still no room.
     pub fn take_lost(&mut self) -> u64 {
         self.flush();
         if self.waiting.is_empty() { std::mem::take(&mut self.lost) } else { 0 }
+    }
+
+    /// A descriptor to wait on for room; none: nothing waits.
+    pub fn waits_on(&self) -> Option<OwnedFd> {
+        let file = self.file.as_ref().filter(|_| !self.waiting.is_empty())?;
+        fcntl_dupfd_cloexec(file, 3).ok()
+    }
+
+    /// Whether a reader who may still come lags behind.
+    pub fn is_behind(&self) -> bool {
+        self.waiting.len() >= BEHIND && !self.given_up
+    }
+
+    /// Nobody is to wait for this reader until he reads again.
+    pub fn give_up(&mut self) {
+        self.given_up = true;
     }
 
     /// Write a line (its end included), or keep it until there is room, or drop it.
@@ -90,7 +110,10 @@ impl Stderr {
         while !self.waiting.is_empty() {
             let (head, _) = self.waiting.as_slices();
             match self.write(head) {
-                Ok(written) => drop(self.waiting.drain(..written.min(head.len()))),
+                Ok(written) => {
+                    drop(self.waiting.drain(..written.min(head.len())));
+                    self.given_up = false;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 // Nobody reads any more.
@@ -156,10 +179,12 @@ mod tests {
 
         let mut reader = std::fs::File::from(reader);
         let mut buffer = vec![0; 256 * 1024];
-        let first = reader.read(&mut buffer).unwrap();
-        err.flush();
-        let second = reader.read(&mut buffer).unwrap();
-        assert_eq!((first + second) % 100, 0, "no line is torn");
+        let mut count = reader.read(&mut buffer).unwrap();
+        while !err.waiting.is_empty() {
+            err.flush();
+            count += reader.read(&mut buffer).unwrap();
+        }
+        assert_eq!(count % 100, 0, "no line is torn");
         assert_eq!(err.take_lost(), 1);
         err.line(b"back\n");
         assert_eq!(reader.read(&mut buffer).unwrap(), 5);

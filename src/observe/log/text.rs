@@ -19,18 +19,28 @@ pub(super) fn write(out: &mut Stderr, app: &str, colour: bool, record: &Record<'
     if record.level() == Level::Debug {
         return;
     }
-    if let Some(lost) = lost(out) {
-        out.line(text(app, colour, now(), &Record::of_message(Level::Warning, &lost)).as_bytes());
-    }
+    write_lost(out, app, colour);
     out.line(text(app, colour, now(), record).as_bytes());
 }
 
 /// A line for programs.
 pub(super) fn write_json(out: &mut Stderr, app: &str, record: &Record<'_>) {
+    write_lost_json(out, app);
+    out.line(json(app, now(), record).as_bytes());
+}
+
+/// What was kept, and then how many lines were not.
+pub(super) fn write_lost(out: &mut Stderr, app: &str, colour: bool) {
+    if let Some(lost) = lost(out) {
+        out.line(text(app, colour, now(), &Record::of_message(Level::Warning, &lost)).as_bytes());
+    }
+}
+
+/// As [`write_lost`], for programs.
+pub(super) fn write_lost_json(out: &mut Stderr, app: &str) {
     if let Some(lost) = lost(out) {
         out.line(json(app, now(), &Record::of_message(Level::Warning, &lost)).as_bytes());
     }
-    out.line(json(app, now(), record).as_bytes());
 }
 
 fn lost(out: &mut Stderr) -> Option<String> {
