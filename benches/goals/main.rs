@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench goals                        everything, about five minutes
-//! cargo bench --bench goals -- death idle --json   only some of: core death idle throughput; as JSON
+//! cargo bench --bench goals -- death idle --json   only some of: core throughput death adoption idle; as JSON
 //! ```
 //!
 //! Real managers (a release build), real workers: what is not in the core is measured from outside. The exit status is 1
@@ -16,6 +16,7 @@
     reason = "a benchmark that cannot measure ends, has a clock of its own, and prints figures for people"
 )]
 
+mod adoption;
 mod core;
 mod death;
 mod figure;
@@ -37,8 +38,13 @@ use figure::Figure;
 /// A part's name and what it measures.
 type Part = (&'static str, fn() -> Vec<Figure>);
 
-const PARTS: [Part; 4] =
-    [("core", core::measure), ("throughput", throughput::measure), ("death", death::measure), ("idle", idle::measure)];
+const PARTS: [Part; 5] = [
+    ("core", core::measure),
+    ("throughput", throughput::measure),
+    ("death", death::measure),
+    ("adoption", adoption::measure),
+    ("idle", idle::measure),
+];
 
 fn main() -> ExitCode {
     let began = worker::now();
@@ -52,7 +58,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let known = |name: &String| name == "--json" || PARTS.iter().any(|(part, _)| part == name);
     if let Some(unknown) = arguments.iter().find(|argument| !known(argument)) {
-        say(&format!("{unknown} is none of --json core throughput death idle"));
+        say(&format!("{unknown} is none of --json core throughput death adoption idle"));
         return ExitCode::from(2);
     }
     let all = arguments.iter().all(|argument| argument == "--json");

@@ -21,6 +21,11 @@ const IN_FLIGHT: usize = 64;
 const CALL: Duration = Duration::from_secs(25);
 /// A queued job: the same that other users of scopes wait.
 const JOB: Duration = Duration::from_secs(30);
+/// After this long without news of a job it is asked for: its end is told to nobody if it came while systemd was
+/// replacing itself (`daemon-reexec`) and off the bus.
+const NEWS: Duration = Duration::from_secs(2);
+/// How often one call waits for systemd to be back on the bus.
+const RETURNS: usize = 4;
 /// Pauses between attempts to connect.
 const RECONNECT: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(900)];
@@ -29,6 +34,7 @@ const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SCOPE: &str = "org.freedesktop.systemd1.Scope";
+const JOB_INTERFACE: &str = "org.freedesktop.systemd1.Job";
 
 /// A property of a unit: name and value.
 pub type Property<'a> = (&'a str, Variant<'a>);
@@ -79,6 +85,9 @@ pub enum BusError {
     /// The connection went away, or there is none.
     #[error("no connection to the bus: {0}")]
     Lost(String),
+    /// systemd is not on the bus, or left it before it had answered: it replaces itself, or reads its units again.
+    #[error("systemd is not on the bus: {0}")]
+    Away(String),
     /// No answer in time.
     #[error("systemd did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
@@ -107,7 +116,14 @@ impl From<zbus::Error> for BusError {
                 fdo::Error::PropertyReadOnly(text) | fdo::Error::UnknownProperty(text) => Self::Property(text.clone()),
                 fdo::Error::LimitsExceeded(text) => Self::Limits(text.clone()),
                 fdo::Error::Disconnected(text) => Self::Lost(text.clone()),
-                fdo::Error::NoReply(_) | fdo::Error::Timeout(_) | fdo::Error::TimedOut(_) => Self::TimedOut(CALL),
+                fdo::Error::Timeout(_) | fdo::Error::TimedOut(_) => Self::TimedOut(CALL),
+                // The bus says so when whom it has asked is gone; the last ones, because nobody but the kernel starts it.
+                fdo::Error::NoReply(text)
+                | fdo::Error::NameHasNoOwner(text)
+                | fdo::Error::ServiceUnknown(text)
+                | fdo::Error::SpawnChildExited(text)
+                | fdo::Error::SpawnExecFailed(text)
+                | fdo::Error::SpawnFailed(text) => Self::Away(text.clone()),
                 fdo::Error::ZBus(inner) => Self::from(inner.clone()),
                 _ => Self::Other(error),
             },
@@ -194,15 +210,44 @@ impl Bus {
         Err(BusError::Lost(last.unwrap_or_default()))
     }
 
-    /// One call.
-    async fn call<T, F>(&self, call: impl FnOnce(ManagerProxy<'static>) -> F) -> Result<T, BusError>
+    /// One call, which may be made twice.
+    async fn call<T, F>(&self, call: impl Fn(ManagerProxy<'static>) -> F) -> Result<T, BusError>
     where
         F: Future<Output = zbus::Result<T>>,
     {
+        self.persist(async || {
+            let connection = self.connection().await?;
+            let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+            let _permit = self.calls.acquire().await;
+            Ok(call(manager).await?)
+        })
+        .await
+    }
+
+    /// Ask again once systemd is back, if it left the bus before it had answered.
+    async fn persist<T>(&self, ask: impl AsyncFn() -> Result<T, BusError>) -> Result<T, BusError> {
+        for _ in 0..RETURNS {
+            match ask().await {
+                Err(BusError::Away(_)) => self.until_back().await?,
+                other => return other,
+            }
+        }
+        ask().await
+    }
+
+    /// Wait until systemd is on the bus, as long as a call may take.
+    pub async fn until_back(&self) -> Result<(), BusError> {
         let connection = self.connection().await?;
-        let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
-        let _permit = self.calls.acquire().await;
-        Ok(call(manager).await?)
+        let bus = fdo::DBusProxy::new(&connection).await?;
+        let mut changes = bus.receive_name_owner_changed_with_args(&[(0, SYSTEMD)]).await?;
+        let back = async {
+            while owner(&connection).await.is_none() {
+                if poll_fn(|cx| Pin::new(&mut changes).poll_next(cx)).await.is_none() {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(CALL, back).await.map_err(|_| BusError::TimedOut(CALL))
     }
 
     /// systemd's version, e.g. `257.13-1~deb13u1`.
@@ -256,7 +301,15 @@ impl Bus {
         let systemd = sender(&reply);
         let ended = async {
             loop {
-                let Some(signal) = poll_fn(|cx| Pin::new(&mut removed).poll_next(cx)).await else {
+                let news = poll_fn(|cx| Pin::new(&mut removed).poll_next(cx));
+                let Ok(signal) = tokio::time::timeout(NEWS, news).await else {
+                    if self.is_over(connection, &job).await {
+                        // How it ended nobody can tell any more: whoever asked looks at what came of it.
+                        return Ok(());
+                    }
+                    continue;
+                };
+                let Some(signal) = signal else {
                     return Err(BusError::Lost("it was closed while a job was waited for".to_owned()));
                 };
                 let signal = signal?;
@@ -272,6 +325,15 @@ impl Bus {
             }
         };
         tokio::time::timeout(self.job_limit, ended).await.unwrap_or(Err(BusError::TimedOut(self.job_limit)))
+    }
+
+    /// Whether systemd answers that it has no such job.
+    async fn is_over(&self, connection: &Connection, job: &OwnedObjectPath) -> bool {
+        let _permit = self.calls.acquire().await;
+        let properties = fdo::PropertiesProxy::builder(connection).destination(SYSTEMD).path(job);
+        let Ok(properties) = properties.cache_properties(CacheProperties::No).build().await else { return false };
+        let Ok(interface) = InterfaceName::from_static_str(JOB_INTERFACE) else { return false };
+        matches!(properties.get(interface, "State").await, Err(fdo::Error::UnknownObject(_)))
     }
 
     /// Change properties of a loaded unit, until it is gone.
@@ -315,16 +377,19 @@ impl Bus {
     }
 
     async fn property(&self, unit: &str, interface: &'static str, name: &str) -> Result<String, BusError> {
-        let connection = self.connection().await?;
-        let _permit = self.calls.acquire().await;
-        let properties = fdo::PropertiesProxy::builder(&connection)
-            .destination(SYSTEMD)
-            .path(unit_path(unit))
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?;
-        let value: OwnedVariant = properties.get(InterfaceName::from_static_str(interface)?, name).await?;
-        String::try_from(value).map_err(BusError::Other)
+        self.persist(async || {
+            let connection = self.connection().await?;
+            let _permit = self.calls.acquire().await;
+            let properties = fdo::PropertiesProxy::builder(&connection)
+                .destination(SYSTEMD)
+                .path(unit_path(unit))
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            let value: OwnedVariant = properties.get(InterfaceName::from_static_str(interface)?, name).await?;
+            String::try_from(value).map_err(BusError::Other)
+        })
+        .await
     }
 }
 

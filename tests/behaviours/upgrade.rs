@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.add("b33_five_upgrades_under_load", EVERYWHERE, b33_under_load);
+    suite.add("b27_b33_crashes_and_upgrades_under_load", EVERYWHERE, crashes_and_upgrades);
     suite.add("b33_programs_that_cannot_take_over", &[Mode::None], b33_refused);
     suite.add("b33_upgrade_in_a_roll", EVERYWHERE, b33_in_a_roll);
     suite.add("b33_upgrade_while_workers_start_and_drain", EVERYWHERE, b33_start_and_drain);
@@ -27,6 +29,10 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.add("b33_an_exec_that_fails", &[Mode::None], b33_exec_fails);
     suite.add("b33_worker_sockets_live_on", EVERYWHERE, b33_worker_sockets);
 }
+
+/// How often the manager is killed, and how often it is replaced in place, under load.
+const CRASHES: usize = 20;
+const UPGRADES: usize = 5;
 
 /// The file that a process runs.
 fn inode(path: &Path) -> (u64, u64) {
@@ -303,5 +309,42 @@ fn b33_worker_sockets(mode: Mode) {
     let died = manager.log.wait(SOON, "its end", |line| line.is_of("worker-died", pid));
     assert_eq!(died.reason(), "drained", "{died}");
     manager.wait_ready(1);
+    manager.stop();
+}
+
+/// What a figure is promised for: whatever happens to the manager, nobody who uses the app notices.
+fn crashes_and_upgrades(mode: Mode) {
+    let app = App::new(mode).own_program().set("workers", 4).set("memory.max", "256M").set("memory.budget", "2G");
+    let mut manager = app.set("recycle.max_requests", 1_000_000).start_ready(4);
+    let before = manager.status().ready_by_slot();
+    let target = manager.target();
+    let load: Vec<_> = [false, true]
+        .into_iter()
+        .map(|keep_alive| Load { clients: 4, keep_alive, rate: Some(100.0), ..Load::default() }.start(&target))
+        .collect();
+    for number in 1..=CRASHES {
+        manager.crash();
+        // Clients have nobody but the workers for a while.
+        let until = load[0].answered() + 5;
+        proc::wait_until(SOON, "answers without a manager", || load[0].answered() >= until);
+        manager.start_again();
+        assert_eq!(manager.wait_ready(4).ready_by_slot(), before, "crash {number}");
+        if number % (CRASHES / UPGRADES) == 0 {
+            upgrade(&manager);
+            assert_eq!(manager.wait_ready(4).ready_by_slot(), before, "the upgrade after crash {number}");
+        }
+    }
+    let mut total = 0;
+    for load in load {
+        let report = load.stop();
+        report.assert_none_lost();
+        assert!(report.pids().is_subset(&before.values().copied().collect()), "somebody else answered");
+        total += report.total();
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "{}: {CRASHES} crashes and {UPGRADES} upgrades under 8 clients: {total} requests, 0 failed, no pid changed",
+        mode.key()
+    );
     manager.stop();
 }

@@ -90,9 +90,10 @@ fn slow_process_1() {
     assert!(chmod.status.success());
     let mut reload = Command::new("systemctl").arg("daemon-reload").spawn().unwrap();
     proc::wait_until(PATIENCE, "the generator runs", || begun.exists());
-    let load = load(&service);
+    // A worker that is killed takes what it has accepted along: clients come afterwards.
     kill_one(&service);
     assert_eq!(service.status().ready_pids().len(), 1, "process 1 was not slow");
+    let load = load(&service);
     answers(&load);
     fs::remove_file(&mark).unwrap();
     let status = reload.wait();
@@ -108,13 +109,11 @@ fn reexec_storm() {
     let before = service.status().ready_pids();
     let load = load(&service);
     systemctl_ok(&["--no-block", "reload", &service.unit]);
-    let over = |service: &Service| service.log.count(|line| line.is("reload-done")) > 0;
-    let mut storms = 0;
-    while storms < 2 || !over(&service) {
+    // A few and no more: on an emulated processor each takes longer than a step of the roll.
+    for _ in 0..4 {
         systemctl_ok(&["daemon-reexec"]);
-        storms += 1;
-        assert!(storms < 60, "the roll does not end");
     }
+    service.log.wait(PATIENCE, "the end of the roll", |line| line.is("reload-done"));
     assert!(service.wait_ready(2).ready_pids().is_disjoint(&before));
     answers(&load);
     load.stop().assert_none_lost();

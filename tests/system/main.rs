@@ -22,6 +22,7 @@ mod stop;
 #[expect(dead_code, reason = "most of it is for the suite that starts managers itself")]
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 mod variants;
 mod verdicts;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     faults::register(&mut suite);
     adoption::register(&mut suite);
     stop::register(&mut suite);
+    upgrade::register(&mut suite);
     suite.run()
 }
 

@@ -130,11 +130,17 @@ impl Service {
     #[track_caller]
     pub(crate) fn start(app: App, workers: usize) -> Self {
         let service = Self::install(app);
-        systemctl_ok(&["start", &service.socket_unit]);
-        service.holds_socket.set(true);
-        service.start_service();
-        service.wait_ready(workers);
+        service.start_with_socket(workers);
         service
+    }
+
+    /// Starts what is installed: the socket, then the service.
+    #[track_caller]
+    pub(crate) fn start_with_socket(&self, workers: usize) {
+        systemctl_ok(&["start", &self.socket_unit]);
+        self.holds_socket.set(true);
+        self.start_service();
+        self.wait_ready(workers);
     }
 
     /// `systemctl start` of the service; what failed is shown.

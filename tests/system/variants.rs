@@ -1,19 +1,28 @@
 //! The other ways to run it: below a user's own systemd, and without root in a delegated group.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::service::{PATIENCE, install, is_ready, shipped_unit, systemctl_ok, unique_name, wait_status};
+use rustix::process::Signal;
+
+use crate::adoption::{crash, main_pid, slowly};
+use crate::service::{
+    PATIENCE, install, is_ready, property, shipped_unit, systemctl, systemctl_ok, unique_name, wait_status,
+};
 use crate::support::cgroup;
 use crate::support::http::{self, Target};
+use crate::support::load::Load;
 use crate::support::manager::{App, Dir, run_within};
+use crate::support::proc::{self, Process};
 use crate::support::suite::{Mode, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.system("x_systemd_user_mode", user_mode);
     suite.system("x_delegated_group_without_root", delegated);
+    suite.system("b27_delegated_workers_outlive_a_crash", delegated_adoption);
 }
 
 /// The user for whom this runs; the lab's guests have it.
@@ -87,16 +96,72 @@ fn user_mode() {
     user_systemctl(&["stop", &unit]);
 }
 
-/// The shipped delegated unit: groups below the service's own, no D-Bus, no root.
-fn delegated() {
+/// An app for the shipped delegated unit, whose instances are named after their user, and its socket and service.
+fn delegated_app() -> (App, PathBuf, [String; 2]) {
     install();
     let (uid, gid, _) = id_of(USER);
     let app = app_of_user(Mode::Cgroup, uid, gid).named(USER).set("workers", 2);
     fs::create_dir_all("/etc/paddock").expect("a directory for configurations");
     let config = PathBuf::from(format!("/etc/paddock/{USER}.toml"));
     fs::write(&config, app.config_text()).expect("the configuration is written");
-    let units = [format!("paddock-delegated@{USER}.socket"), format!("paddock-delegated@{USER}.service")];
-    let [socket, unit] = &units;
+    (app, config, ["socket", "service"].map(|kind| format!("paddock-delegated@{USER}.{kind}")))
+}
+
+/// With the shipped drop-in the manager has a leaf of its own, and systemd starts it again beside living workers.
+fn delegated_adoption() {
+    let version = systemctl_ok(&["--version"]);
+    let version: u32 = version.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a version");
+    if version < 254 {
+        let _ = writeln!(std::io::stderr(), "systemd {version} has no DelegateSubgroup=");
+        return;
+    }
+    let (_app, config, [socket, unit]) = delegated_app();
+    let directory = PathBuf::from("/run/systemd/system/paddock-delegated@.service.d");
+    fs::create_dir_all(&directory).expect("a directory for it");
+    fs::write(directory.join("delegated-254.conf"), shipped_unit("drop-ins/delegated-254.conf")).expect("a drop-in");
+    systemctl_ok(&["daemon-reload"]);
+    systemctl_ok(&["start", &socket]);
+    systemctl_ok(&["start", &unit]);
+    let control = PathBuf::from(format!("/run/paddock/{USER}/control"));
+    let before = wait_status(&control, "two ready workers", is_ready(2));
+    assert_eq!(before.isolation(), "cgroup");
+    let load = Load { clients: 4, rate: Some(5.0), patience: PATIENCE, ..Load::default() };
+    let load = load.start(&Target::Unix(PathBuf::from(format!("/run/paddock-{USER}.sock"))));
+    for number in 1..=2 {
+        crash(&unit);
+        let after = wait_status(&control, "two ready workers again", is_ready(2));
+        assert_eq!(after.ready_by_slot(), before.ready_by_slot(), "crash {number}");
+        let until = load.answered() + 5;
+        proc::wait_until(PATIENCE, "answers", || load.answered() >= until);
+    }
+    systemctl_ok(&["reload", &unit]);
+    let last = wait_status(&control, "the roll is over", is_ready(2)).ready_pids();
+    assert!(last.is_disjoint(&before.ready_pids()));
+    load.stop().assert_none_lost();
+    systemctl_ok(&["stop", &unit]);
+    assert_eq!(property(&unit, "Result"), "success");
+    assert!(last.iter().all(|pid| !proc::is_alive(*pid)), "workers left behind");
+    // Where no next manager comes, workers are drained.
+    systemctl_ok(&["start", &unit]);
+    let last = wait_status(&control, "two ready workers", is_ready(2)).ready_pids();
+    let never = PathBuf::from(format!("/run/systemd/system/{unit}.d/never.conf"));
+    fs::create_dir_all(never.parent().expect("its directory")).expect("a directory for it");
+    fs::write(&never, "[Service]\nRestart=no\n").expect("a drop-in");
+    systemctl_ok(&["daemon-reload"]);
+    let manager = Process::open(main_pid(&unit)).expect("the manager");
+    manager.signal(Signal::KILL);
+    assert!(manager.wait_gone(PATIENCE));
+    slowly(|| last.iter().all(|pid| !proc::is_alive(*pid)));
+    slowly(|| property(&format!("paddock-delegated-reap@{USER}.service"), "ActiveState") == "inactive");
+    let _removed = fs::remove_file(never).and_then(|()| fs::remove_dir_all(directory)).and(fs::remove_file(config));
+    systemctl_ok(&["stop", &socket]);
+    systemctl_ok(&["daemon-reload"]);
+    let _reset = systemctl(&["reset-failed", &unit]);
+}
+
+/// The shipped delegated unit: groups below the service's own, no D-Bus, no root.
+fn delegated() {
+    let (app, config, [socket, unit]) = &delegated_app();
     systemctl_ok(&["start", socket]);
     systemctl_ok(&["start", unit]);
     let control = PathBuf::from(format!("/run/paddock/{USER}/control"));

@@ -177,6 +177,10 @@ impl ScopeIsolation {
                     pause *= 3;
                     last = Some(failed(error.into()));
                 }
+                Err(error @ BusError::Away(_)) => {
+                    last = Some(failed(error.into()));
+                    self.bus.until_back().await.map_err(|error| failed(error.into()))?;
+                }
                 Err(error @ (BusError::UnitExists | BusError::Lost(_))) => last = Some(failed(error.into())),
                 Err(error) => return Err(failed(error.into())),
             }
