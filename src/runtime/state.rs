@@ -333,16 +333,19 @@ mod tests {
         let mut supervisor = Supervisor::new(policy(), ConfigId(1), 7);
         let mut actions = Vec::new();
         supervisor.start(Time::from_boot(Duration::from_secs(1)), &mut actions);
-        let books = Books {
+        file.save(&supervisor, books(pending)).unwrap();
+        supervisor
+    }
+
+    fn books(pending: &[Action]) -> Books<'_> {
+        Books {
             isolation: Mode::None,
             pending,
             workers: Vec::new(),
             configs: BTreeMap::new(),
             last_config: ConfigId(1),
             last_request: RequestId(3),
-        };
-        file.save(&supervisor, books).unwrap();
-        supervisor
+        }
     }
 
     fn deed() -> [Action; 1] {
@@ -381,15 +384,7 @@ mod tests {
         save(&mut file, &deed());
         std::fs::create_dir(directory.join(NEW_STATE)).unwrap();
         let supervisor = Supervisor::new(policy(), ConfigId(1), 7);
-        let books = Books {
-            isolation: Mode::None,
-            pending: &[],
-            workers: Vec::new(),
-            configs: BTreeMap::new(),
-            last_config: ConfigId(1),
-            last_request: RequestId(0),
-        };
-        file.save(&supervisor, books).unwrap_err();
+        file.save(&supervisor, books(&[])).unwrap_err();
         file.mark_performed();
         std::fs::remove_dir(directory.join(NEW_STATE)).unwrap();
         let mut next = StateFile::new(&directory);
@@ -421,16 +416,8 @@ mod tests {
         let directory = test_directory("state-gone");
         let mut file = StateFile::new(&directory.join("not-there"));
         let supervisor = Supervisor::new(policy(), ConfigId(1), 7);
-        let books = || Books {
-            isolation: Mode::None,
-            pending: &[],
-            workers: Vec::new(),
-            configs: BTreeMap::new(),
-            last_config: ConfigId(1),
-            last_request: RequestId(0),
-        };
-        assert!(file.save(&supervisor, books()).is_err());
-        assert!(file.save(&supervisor, books()).is_ok());
+        assert!(file.save(&supervisor, books(&[])).is_err());
+        assert!(file.save(&supervisor, books(&[])).is_ok());
         std::fs::remove_dir_all(directory).unwrap();
     }
 

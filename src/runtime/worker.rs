@@ -130,23 +130,15 @@ impl Worker {
         };
         let reopened =
             if output.exists() { Output::open(output.clone()) } else { Output::create(output.clone(), owner) };
-        Ok(Self {
-            start: record.start.clone(),
-            begun: record.begun,
-            unique: record.unique.clone(),
-            notify: notify.map_err(|error| failed(&notify_path, error))?,
-            pressure: PressureSocket::bind(pressure.clone(), owner).map_err(|error| failed(&pressure, error))?,
-            output: reopened.map_err(|error| failed(&output, error))?,
-            journal: RefCell::new(None),
-            process: RefCell::new(process),
-            fence: RefCell::new(Some(fence)),
-            started: Cell::new(true),
-            swept: Cell::default(),
-            stranger_logged: Cell::default(),
-            queued: Cell::default(),
-            cancelled: Cell::default(),
-            tasks: RefCell::default(),
-        })
+        Ok(Self::continued(
+            record.clone(),
+            notify.map_err(|error| failed(&notify_path, error))?,
+            PressureSocket::bind(pressure.clone(), owner).map_err(|error| failed(&pressure, error))?,
+            reopened.map_err(|error| failed(&output, error))?,
+            None,
+            process,
+            fence,
+        ))
     }
 
     /// Go on with a worker that an earlier image of this process had, with its sockets and its output as they were.

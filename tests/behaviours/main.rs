@@ -27,23 +27,18 @@ mod upgrade;
 
 use std::process::ExitCode;
 
-use support::suite::Suite;
-
 fn main() -> ExitCode {
-    if let Some(code) = support::hidden_role() {
-        return code;
-    }
-    let mut suite = Suite::default();
-    sockets::register(&mut suite);
-    start::register(&mut suite);
-    death::register(&mut suite);
-    recycle::register(&mut suite);
-    memory::register(&mut suite);
-    reload::register(&mut suite);
-    stop::register(&mut suite);
-    operate::register(&mut suite);
-    development::register(&mut suite);
-    adoption::register(&mut suite);
-    upgrade::register(&mut suite);
-    suite.run()
+    support::run(&[
+        sockets::register,
+        start::register,
+        death::register,
+        recycle::register,
+        memory::register,
+        reload::register,
+        stop::register,
+        operate::register,
+        development::register,
+        adoption::register,
+        upgrade::register,
+    ])
 }

@@ -23,18 +23,13 @@ mod support;
 
 use std::process::ExitCode;
 
-use support::suite::Suite;
-
 fn main() -> ExitCode {
-    if let Some(code) = support::hidden_role() {
-        return code;
-    }
-    let mut suite = Suite::default();
-    shortage::register(&mut suite);
-    disk::register(&mut suite);
-    state::register(&mut suite);
-    stopped::register(&mut suite);
-    hostile::register(&mut suite);
-    restarts::register(&mut suite);
-    suite.run()
+    support::run(&[
+        shortage::register,
+        disk::register,
+        state::register,
+        stopped::register,
+        hostile::register,
+        restarts::register,
+    ])
 }

@@ -17,6 +17,20 @@ pub(crate) mod worker;
 
 use std::process::ExitCode;
 
+use suite::Suite;
+
+/// Plays the part that this process was started for: mostly it is the suite, made of these.
+pub(crate) fn run(parts: &[fn(&mut Suite)]) -> ExitCode {
+    if let Some(code) = hidden_role() {
+        return code;
+    }
+    let mut suite = Suite::default();
+    for register in parts {
+        register(&mut suite);
+    }
+    suite.run()
+}
+
 /// The part that this process plays if it was not started as the test suite: the worker program and the helpers are the
 /// same file as the suite, so that one copy into another machine takes everything along.
 pub(crate) fn hidden_role() -> Option<ExitCode> {

@@ -33,20 +33,17 @@ use libtest_mimic::{Completion, Failed, Trial};
 use support::suite::{Suite, has_systemd};
 
 fn main() -> ExitCode {
-    if let Some(code) = support::hidden_role() {
-        return code;
-    }
-    let mut suite = Suite::default();
-    isolation::register(&mut suite);
-    verdicts::register(&mut suite);
-    reload::register(&mut suite);
-    journal::register(&mut suite);
-    variants::register(&mut suite);
-    faults::register(&mut suite);
-    adoption::register(&mut suite);
-    stop::register(&mut suite);
-    upgrade::register(&mut suite);
-    suite.run()
+    support::run(&[
+        isolation::register,
+        verdicts::register,
+        reload::register,
+        journal::register,
+        variants::register,
+        faults::register,
+        adoption::register,
+        stop::register,
+        upgrade::register,
+    ])
 }
 
 impl Suite {
