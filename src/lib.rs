@@ -7,7 +7,8 @@
 //! * `runtime` **performs**: the only loop, which turns what happens into events and actions into deeds;
 //! * the adapters touch the world: [`isolation`] (fences around workers), `worker` (making a process and
 //!   hearing it), `systemd` (activation, notification, journal), `control` (the socket of `paddock status`);
-//! * `cli` and `command` are the command line; `sys` holds every raw system call.
+//! * `cli` and `command` are the command line; `trust` says who else could change a file; `sys` holds
+//!   every raw system call.
 
 // The laws of the simulation speak of this crate by its name.
 #[cfg(any(test, fuzzing))]
@@ -26,4 +27,5 @@ pub mod runtime;
 pub mod supervisor;
 pub mod sys;
 pub mod systemd;
+pub mod trust;
 pub mod worker;

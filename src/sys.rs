@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "the one place for what the type system cannot see")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -14,6 +15,15 @@ use tokio::io::unix::AsyncFd;
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, always answers as_raw_fd with the same number, and is closed only when the AsyncFd
     // that owns it gives it up.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// The same for a descriptor that another closes.
+///
+/// # Errors
+/// What `epoll_ctl(2)` says.
+pub fn watch_entrusted(fd: Entrusted, interest: Interest) -> io::Result<AsyncFd<Entrusted>> {
+    // SAFETY: as above: its number never changes, and it is let go of only by the AsyncFd that owns it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
@@ -90,4 +100,42 @@ pub fn set_close_on_exec(number: RawFd, close: bool) -> io::Result<()> {
     // SAFETY: fcntl does not touch memory, and F_SETFD changes nothing but this flag of a descriptor of ours.
     let result = unsafe { nix::libc::fcntl(number, nix::libc::F_SETFD, flag) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A descriptor that is not closed when this is dropped, but handed to whoever does that.
+pub struct Entrusted {
+    fd: ManuallyDrop<OwnedFd>,
+    to: Box<dyn Fn(OwnedFd)>,
+}
+
+impl Entrusted {
+    /// Let `to` have it in the end.
+    pub fn new(fd: OwnedFd, to: impl Fn(OwnedFd) + 'static) -> Self {
+        Self { fd: ManuallyDrop::new(fd), to: Box::new(to) }
+    }
+}
+
+impl AsFd for Entrusted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Entrusted {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl std::fmt::Debug for Entrusted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fd.fmt(f)
+    }
+}
+
+impl Drop for Entrusted {
+    fn drop(&mut self) {
+        // SAFETY: it is taken here only, once, and nobody sees it afterwards.
+        (self.to)(unsafe { ManuallyDrop::take(&mut self.fd) });
+    }
 }

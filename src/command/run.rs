@@ -52,6 +52,9 @@ pub fn run(
         // The kernel took the descriptor's number for the program's name; only people care.
         let _ = rustix::thread::set_name(&name);
     }
+    if baton.is_none() {
+        Image::check_own(image.as_ref()).map_err(Refusal::of_machine)?;
+    }
     let inherited = if baton.is_some() { Inherited::default() } else { setup::inherited()? };
     let loaded = setup::load(&invocation, colour);
     let (name, format) = match &loaded {

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The most workers of one app, whoever asks for them.
+pub const WORKERS_MAX: u32 = 10_000;
+
 /// One app: the whole of a configuration file and its flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {

@@ -1,11 +1,12 @@
 //! Reading the file itself.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::diagnostic::{Diagnostic, Origin, Source};
+use crate::trust;
 
 /// The longest file that is read, in bytes.
 pub(super) const LONGEST: u64 = 1 << 20;
@@ -44,7 +45,7 @@ fn read_bytes(path: &Path, manager: Option<u32>) -> Result<Vec<u8>, Box<Diagnost
         return Err(machine("not a regular file".to_owned()));
     }
     if manager == Some(0) {
-        trust(path, &metadata)?;
+        trust(path, &file)?;
     }
     let mut bytes = Vec::new();
     let mut bounded: std::io::Take<File> = file.take(LONGEST + 1);
@@ -56,43 +57,23 @@ fn read_bytes(path: &Path, manager: Option<u32>) -> Result<Vec<u8>, Box<Diagnost
 }
 
 /// Whoever writes the file of a root manager is root: refuse one that others can write, or replace.
-fn trust(path: &Path, metadata: &Metadata) -> Result<(), Box<Diagnostic>> {
+fn trust(path: &Path, file: &File) -> Result<(), Box<Diagnostic>> {
     let refuse = |what: String, remedy: String| {
         let fault = Diagnostic::machine(Origin::Whole, "", what);
         Err(Box::new(fault.remedy(remedy)))
     };
-    if let Some(who) = foreign_writers(metadata) {
-        return refuse(
-            format!("{who} can write it, and the manager is root"),
-            format!("chmod go-w {}", path.display()),
-        );
+    let failed =
+        |error: std::io::Error| Box::new(Diagnostic::machine(Origin::Whole, "", format!("cannot be read: {error}")));
+    let status = rustix::fs::fstat(file).map_err(|errno| failed(errno.into()))?;
+    if let Some(who) = trust::writer(&status, 0) {
+        return refuse(format!("{who} can write it, and the manager is root"), who.remedy(path, 0));
     }
-    let as_given = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    let resolved = path.canonicalize().unwrap_or_else(|_| as_given.clone());
-    for directory in as_given.ancestors().skip(1).chain(resolved.ancestors().skip(1)) {
-        let Ok(metadata) = std::fs::metadata(directory) else { continue };
-        // In a sticky directory only the owner of an entry replaces it, inode(7).
-        let is_sticky = metadata.mode() & 0o1000 != 0;
-        if let Some(who) = foreign_writers(&metadata).filter(|_| !is_sticky) {
-            let directory = directory.display();
-            return refuse(
-                format!("{who} can replace it, for they can write {directory}, and the manager is root"),
-                format!("chmod go-w {directory}"),
-            );
-        }
+    if let Some(trust::Fault { who, path }) = trust::exchanger(path, 0).map_err(failed)? {
+        let remedy = who.remedy(&path, 0);
+        let path = path.display();
+        return refuse(format!("{who} can replace it, for they can write {path}, and the manager is root"), remedy);
     }
     Ok(())
-}
-
-/// Who besides the owner may write; root's group counts as root, a group of the owner's own number as the owner.
-fn foreign_writers(metadata: &Metadata) -> Option<&'static str> {
-    if metadata.mode() & 0o002 != 0 {
-        Some("everybody")
-    } else if metadata.mode() & 0o020 != 0 && metadata.gid() != 0 && metadata.gid() != metadata.uid() {
-        Some("its group")
-    } else {
-        None
-    }
 }
 
 #[cfg(test)]
@@ -158,6 +139,25 @@ mod tests {
         chmod(&scratch.0, 0o1777);
         assert_eq!(refusal(&path, 0), None);
         assert_eq!(refusal(&linked, 0), None);
+    }
+
+    #[test]
+    fn a_file_or_directory_of_another_user_is_nothing_for_root() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let scratch = Scratch::new("owner");
+        let path = scratch.file(b"workers = 1\n");
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        let failure = read(&path, Some(0)).unwrap_err().1;
+        assert_eq!(failure.message, "user 12345 can write it, and the manager is root");
+        assert_eq!(failure.remedy, Some(format!("chown root {}", path.display())));
+        std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        std::os::unix::fs::chown(&scratch.0, Some(12_345), None).unwrap();
+        let failure = read(&path, Some(0)).unwrap_err().1;
+        assert!(failure.message.starts_with("user 12345 can replace it"), "{}", failure.message);
+        assert_eq!(failure.remedy, Some(format!("chown root {}", scratch.0.display())));
+        assert_eq!(refusal(&path, 12_345), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::diagnostic::Origin;
-use super::model::{BindAddress, IsolationChoice, LogFormat, Ready, Share, Signal, Size, Workers};
+use super::model::{BindAddress, IsolationChoice, LogFormat, Ready, Share, Signal, Size, WORKERS_MAX, Workers};
 use super::raw::{Node, Value};
 use super::signal;
 use super::units::{parse_permyriad, parse_size, parse_time};
@@ -147,9 +147,6 @@ pub(super) fn boolean(node: &Node) -> Parsed<bool> {
     }
 }
 
-/// The most workers of one app.
-const MOST_WORKERS: u32 = 10_000;
-
 /// `workers`.
 pub(super) fn workers(node: &Node) -> Parsed<Workers> {
     match &node.value {
@@ -163,7 +160,7 @@ pub(super) fn workers(node: &Node) -> Parsed<Workers> {
         }
         _ => match number(node)? {
             0 => Err(Problem::new("an app has at least 1 worker")),
-            _ => Ok(Workers::Count(count_within(node, 1, MOST_WORKERS)?)),
+            _ => Ok(Workers::Count(count_within(node, 1, WORKERS_MAX)?)),
         },
     }
 }

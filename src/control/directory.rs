@@ -12,6 +12,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
+use crate::trust;
+
 /// Where root's apps live.
 pub const SYSTEM_ROOT: &str = "/run/paddock";
 /// The control socket's name inside the runtime directory.
@@ -144,7 +146,7 @@ impl RuntimeDirectory {
     /// and directories of other users are refused; the mode is set through the open directory, so nothing can be
     /// exchanged in between.
     pub fn create(path: &Path) -> Result<Self, DirectoryError> {
-        let wrong = |reason| DirectoryError::Wrong { path: path.to_path_buf(), reason };
+        let wrong = |reason: &str| DirectoryError::Wrong { path: path.to_path_buf(), reason: reason.to_owned() };
         let io = |what| move |errno: Errno| DirectoryError::Io { what, path: path.to_path_buf(), source: errno.into() };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(wrong("it cannot be an app's own directory"));
@@ -213,24 +215,33 @@ impl AsFd for RuntimeDirectory {
     }
 }
 
-/// Open the directory that shall hold an app's directory, made first where it is not there.
+/// Open the directory that shall hold an app's directory, made first where it is not there. On the whole way there only
+/// root and this user may exchange anything: else what was checked once could be another directory the next time.
 fn open_parent(parent: &Path) -> Result<OwnedFd, DirectoryError> {
     let io = |what| move |errno: Errno| DirectoryError::Io { what, path: parent.to_path_buf(), source: errno.into() };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut opened = rustix::fs::open(parent, flags, Mode::empty());
-    if opened.as_ref().err() == Some(&Errno::NOENT) {
-        match rustix::fs::mkdir(parent, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io("cannot make")(errno)),
+    let found = match check_way(parent) {
+        Err(DirectoryError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            check_way(parent.parent().unwrap_or(parent))?;
+            match rustix::fs::mkdir(parent, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io("cannot make")(errno)),
+            }
+            check_way(parent)
         }
-        opened = rustix::fs::open(parent, flags, Mode::empty());
-    }
-    let fd = opened.map_err(io("cannot open"))?;
-    let mode = Mode::from_raw_mode(rustix::fs::fstat(&fd).map_err(io("cannot stat"))?.st_mode);
-    if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
-        return Err(DirectoryError::Wrong { path: parent.to_path_buf(), reason: "everybody may rename what is in it" });
-    }
-    Ok(fd)
+        found => found,
+    };
+    found?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(parent, flags, Mode::empty()).map_err(io("cannot open"))
+}
+
+fn check_way(to: &Path) -> Result<(), DirectoryError> {
+    let user = rustix::process::geteuid().as_raw();
+    let io = |source| DirectoryError::Io { what: "cannot look at", path: to.to_path_buf(), source };
+    trust::exchanger(to, user).map_err(io)?.map_or(Ok(()), |trust::Fault { who, path }| {
+        let reason = format!("{who} may rename what is in it; {}", who.remedy(&path, user));
+        Err(DirectoryError::Wrong { path, reason })
+    })
 }
 
 /// Being the app's only manager.
@@ -286,7 +297,7 @@ pub enum DirectoryError {
         /// Which.
         path: PathBuf,
         /// What is wrong.
-        reason: &'static str,
+        reason: String,
     },
     /// The kernel refused.
     #[error("runtime directory: {what} {}: {source}", path.display())]

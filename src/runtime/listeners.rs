@@ -1,12 +1,13 @@
 //! The app's sockets: those that were passed in, then those that it binds itself. They stay open as long as the manager
 //! lives, so that connections wait in the backlog while workers come and go.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::config::model::{Bind, BindAddress, Listen};
@@ -172,10 +173,8 @@ impl Listeners {
     /// Take away the names of those that we bound: at a clean stop, right before all are closed.
     pub fn unlink_own(&self) {
         for own in &self.own_paths {
-            // Somebody may have put something else there since.
-            if identity(&own.path).is_ok_and(|now| now == own.identity) {
-                let _ = std::fs::remove_file(&own.path);
-            }
+            // Somebody may have put something else there since, or another directory in the place of its own.
+            let _ = Place::find(&own.path).and_then(|place| place.remove(own.identity));
         }
     }
 
@@ -282,10 +281,39 @@ fn bind_unix_at(path: &Path, kind: SocketType, mode: u32, backlog: u32) -> io::R
     Ok(fd)
 }
 
+/// A name in a directory that is held open: whoever exchanges directories on the way to it changes nothing for us.
+struct Place {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Place {
+    fn find(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { directory: rustix::fs::open(parent, flags, Mode::empty())?, name })
+    }
+
+    fn status(&self) -> Result<Stat, rustix::io::Errno> {
+        rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Take the name away if it is still that of this file.
+    fn remove(&self, identity: (u64, u64)) -> io::Result<()> {
+        let status = self.status()?;
+        if (status.st_dev, status.st_ino) != identity {
+            return Err(io::Error::other("there is another file by now"));
+        }
+        Ok(rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty())?)
+    }
+}
+
 /// A name that nobody answers at is left from a dead process; only a refused connect proves that.
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let failed = |source: io::Error| ListenError::Bind { address: format!("unix:{}", path.display()), source };
-    let status = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+    let place = Place::find(path).map_err(failed)?;
+    let status = match place.status() {
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         other => other.map_err(|errno| failed(errno.into()))?,
     };
@@ -299,9 +327,11 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         None,
     )
     .map_err(|errno| failed(errno.into()))?;
-    let address = SocketAddrUnix::new(path).map_err(|errno| failed(errno.into()))?;
+    // The one that was looked at, whatever is in its place by now (proc_pid_fd(5)).
+    let address = format!("/proc/self/fd/{}/{}", place.directory.as_raw_fd(), place.name.display());
+    let address = SocketAddrUnix::new(address).map_err(|errno| failed(errno.into()))?;
     match rustix::net::connect(&probe, &address) {
-        Err(rustix::io::Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
+        Err(rustix::io::Errno::CONNREFUSED) => place.remove((status.st_dev, status.st_ino)).map_err(failed),
         Ok(()) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::PROTOTYPE) => {
             Err(ListenError::InUse { path: path.to_owned() })
         }

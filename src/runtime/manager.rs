@@ -606,16 +606,20 @@ impl Manager {
     fn hear(&mut self, id: WorkerId, bound: usize, now: Time, actions: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(&id).map(Rc::clone) else { return };
         for _ in 0..bound {
+            if worker.notify.closing().is_behind() {
+                return watch::closing(&worker, self.readable.clone());
+            }
             let Some(received) = worker.notify.try_receive() else { return };
             if !received.sender.is_some_and(|sender| watch::belongs(&worker, sender)) {
                 self.ignore_stranger(&worker, received.sender.map(|pid| pid.as_raw_nonzero().get()));
+                worker.notify.closing().received(received.descriptors);
                 continue;
             }
             for message in received.datagram.messages {
                 self.step(Event::Message { worker: id, message }, now, actions);
             }
             // Only now: closing its descriptor tells the sender of a barrier that all before it has been acted upon.
-            drop(received.descriptors);
+            worker.notify.closing().received(received.descriptors);
         }
         if !worker.queued.replace(true) {
             let _ = self.readable.send(id);

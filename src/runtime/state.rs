@@ -257,7 +257,12 @@ impl StateFile {
             self.performed = Some(file);
         }
         let new = self.directory.join(NEW_STATE);
-        let written = open(&new, OFlags::CREATE | OFlags::TRUNC)
+        // What is there was left by a crash, or planted: it is not written into, whatever it is.
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let written = open(&new, OFlags::CREATE | OFlags::EXCL)
             .and_then(|file| File::from(file).write_all_at(text, 0))
             .and_then(|()| std::fs::rename(&new, self.directory.join(STATE)));
         // Half a state is of no use, and takes room from what is.

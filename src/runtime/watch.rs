@@ -52,6 +52,22 @@ pub fn listen(worker: &Rc<Worker>, log: &Log, readable: UnboundedSender<WorkerId
     );
 }
 
+/// Hear the worker again when what it sent along has been closed.
+pub fn closing(worker: &Rc<Worker>, readable: UnboundedSender<WorkerId>) {
+    if worker.held_back.replace(true) {
+        return;
+    }
+    let held = Rc::clone(worker);
+    let wait = async move {
+        held.notify.closing().caught_up().await;
+        held.held_back.set(false);
+        if !held.queued.replace(true) {
+            let _ = readable.send(held.start.worker);
+        }
+    };
+    worker.owns(tokio::task::spawn_local(wait).abort_handle());
+}
+
 /// Watch the worker's fence and its first process, until that is over.
 /// From its end on, what is gathered about it is a deed.
 pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>, deeds: &Deeds) {

@@ -49,6 +49,8 @@ pub struct Worker {
     pub stranger_logged: Cell<bool>,
     /// Whether it stands in the queue of those to be heard: once, however much it says.
     pub queued: Cell<bool>,
+    /// Whether it is not heard because what it sent is still being closed.
+    pub held_back: Cell<bool>,
     cancelled: Cell<bool>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
@@ -76,7 +78,7 @@ impl Worker {
         owner: Option<(u32, u32)>,
     ) -> Result<Self, String> {
         let failed = |what: &str, path: &Path, error: io::Error| {
-            let hint = if error.kind() == io::ErrorKind::InvalidInput {
+            let hint = if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) {
                 "; the runtime directory's path may be too long for a socket, choose a shorter one with --runtime-directory"
             } else {
                 ""
@@ -100,6 +102,7 @@ impl Worker {
             swept: Cell::default(),
             stranger_logged: Cell::default(),
             queued: Cell::default(),
+            held_back: Cell::default(),
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         })
@@ -128,8 +131,11 @@ impl Worker {
             let _ = std::fs::remove_file(&notify_path);
             NotifySocket::bind(notify_path.clone(), owner)
         };
-        let reopened =
-            if output.exists() { Output::open(output.clone()) } else { Output::create(output.clone(), owner) };
+        let reopened = if output.symlink_metadata().is_ok() {
+            Output::open(output.clone())
+        } else {
+            Output::create(output.clone(), owner)
+        };
         Ok(Self::continued(
             record.clone(),
             notify.map_err(|error| failed(&notify_path, error))?,
@@ -165,6 +171,7 @@ impl Worker {
             swept: Cell::default(),
             stranger_logged: Cell::default(),
             queued: Cell::default(),
+            held_back: Cell::default(),
             cancelled: Cell::default(),
             tasks: RefCell::default(),
         }

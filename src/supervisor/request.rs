@@ -9,7 +9,7 @@ use super::recycle::Cause;
 use super::rollout::Stage;
 use super::worker::{Drain, Phase};
 use super::{Cx, Supervisor, say};
-use crate::config::model::Signal;
+use crate::config::model::{Signal, WORKERS_MAX};
 
 impl Supervisor {
     /// Does what an operator asks, or says why not.
@@ -121,6 +121,11 @@ impl Supervisor {
         if workers == 0 {
             return Response::Invalid {
                 reason: "there must be at least 1 worker; to have none, stop the app".to_owned(),
+            };
+        }
+        if workers > WORKERS_MAX {
+            return Response::Invalid {
+                reason: format!("{workers} workers are more than the {WORKERS_MAX} that an app may have"),
             };
         }
         // A roll can end either way.

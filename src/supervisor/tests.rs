@@ -9,7 +9,7 @@ use super::id::{Generation, SlotId};
 use super::note::NoteKind;
 use super::policy::Policy;
 use super::worker::Phase;
-use crate::config::model::{Ready, Signal};
+use crate::config::model::{Ready, Signal, WORKERS_MAX};
 
 const SECOND: Duration = Duration::from_secs(1);
 const KILLED: Ended = Ended::Signal(Signal(9));
@@ -454,9 +454,15 @@ fn scaling_down_drains_the_oldest_and_up_fills_the_lowest_hole() {
     let slots: Vec<SlotId> = bench.starts[2..].iter().map(|start| start.slot).collect();
     assert_eq!(slots, [SlotId(0), SlotId(2)]);
     bench.ask(7, Request::Scale { workers: 0 });
+    bench.ask(8, Request::Scale { workers: WORKERS_MAX + 1 });
     assert!(matches!(
         bench.replies()[..],
-        [(5, Response::Done { .. }), (6, Response::Done { .. }), (7, Response::Invalid { .. })]
+        [
+            (5, Response::Done { .. }),
+            (6, Response::Done { .. }),
+            (7, Response::Invalid { .. }),
+            (8, Response::Invalid { .. })
+        ]
     ));
 }
 

@@ -1,8 +1,12 @@
 //! A worker's files in the app's runtime directory: named after the worker, owned by whom it runs as.
 
 use std::io;
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::supervisor::id::WorkerId;
 
@@ -40,14 +44,25 @@ pub fn is_worker_file(name: &str) -> bool {
     worker_of(name).is_some()
 }
 
-/// Make a file its owner's alone: mode 0600, owned by `owner` (uid, gid) if that is someone else.
+/// Give the file that we have just made to `owner` (uid, gid), if that is someone else; a link is not followed.
 ///
 /// # Errors
-/// What `chmod(2)` and `chown(2)` say.
+/// What `chown(2)` says.
 pub fn hand_over(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-    // The directory is ours alone to write, so the name cannot be exchanged under us.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     owner.map_or(Ok(()), |(uid, gid)| lchown(path, Some(uid), Some(gid)))
+}
+
+/// Bind a socket at a path that must be free, for its owner alone (0600): the file takes its mode from the socket, so
+/// there is no moment with another one, and no path to change it by.
+///
+/// # Errors
+/// What `socket(2)` and `bind(2)` say; a path over 107 bytes.
+pub fn bind(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// A fresh directory for a test.

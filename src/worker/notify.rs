@@ -6,29 +6,30 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType};
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::closing::Closing;
 use super::files;
 use super::message::{self, Datagram};
-use crate::sys;
+use crate::sys::{self, Entrusted};
 
 /// Larger datagrams are dropped; systemd's own bound is one page (`sd_notify(3)` messages are short).
 const DATAGRAM_MAX: usize = 4096;
 
 /// The most descriptors that one datagram can carry: `SCM_MAX_FD`.
-const DESCRIPTORS_MAX: usize = 253;
+pub(super) const DESCRIPTORS_MAX: usize = 253;
 
 /// A bound socket; unlinked when dropped.
 #[derive(Debug)]
 pub struct NotifySocket {
-    socket: AsyncFd<OwnedFd>,
+    socket: AsyncFd<Entrusted>,
     path: PathBuf,
+    closing: Closing,
 }
 
 /// What one datagram was.
@@ -38,7 +39,7 @@ pub struct Received {
     pub sender: Option<Pid>,
     /// Its text.
     pub datagram: Datagram,
-    /// Descriptors that came with it: to be closed (dropped) once it has been acted upon, which releases a barrier.
+    /// Descriptors that came with it: for [`NotifySocket::closing`] once it has been acted upon, which releases a barrier.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -48,12 +49,12 @@ impl NotifySocket {
     /// # Errors
     /// What `bind(2)`, `chown(2)` say; a path over 107 bytes.
     pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
-        let socket = UnixDatagram::bind(&path)?;
+        let socket = files::bind(&path, SocketType::DGRAM)?;
         if let Err(error) = files::hand_over(&path, owner) {
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
-        Self::keep(socket.into(), path)
+        Self::keep(socket, path)
     }
 
     /// Go on with a socket that an earlier manager bound at `path`: what was sent meanwhile waits in it.
@@ -65,8 +66,12 @@ impl NotifySocket {
             rustix::io::ioctl_fionbio(&socket, true)?;
             rustix::net::sockopt::set_socket_passcred(&socket, true)
         };
-        match prepare().map_err(io::Error::from).and_then(|()| sys::watch(socket, Interest::READABLE)) {
-            Ok(socket) => Ok(Self { socket, path }),
+        let prepared = prepare().map_err(io::Error::from);
+        let closing = Closing::default();
+        let closed_by = closing.clone();
+        let socket = Entrusted::new(socket, move |socket| closed_by.mailbox(socket));
+        match prepared.and_then(|()| sys::watch_entrusted(socket, Interest::READABLE)) {
+            Ok(socket) => Ok(Self { socket, path, closing }),
             Err(error) => {
                 // Nobody else would remove it.
                 let _ = std::fs::remove_file(&path);
@@ -78,6 +83,11 @@ impl NotifySocket {
     /// The socket itself, for safe keeping.
     pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
+    }
+
+    /// Who closes what came with messages.
+    pub fn closing(&self) -> &Closing {
+        &self.closing
     }
 
     /// Where it is.
@@ -95,12 +105,11 @@ impl NotifySocket {
         Ok(())
     }
 
-    /// The next datagram, if there is one now, whether or not the loop has heard of it; those that were cut are dropped.
+    /// The next datagram, if there is one now, whether or not the loop has heard of it; one that was cut says nothing.
     pub fn try_receive(&self) -> Option<Received> {
         loop {
             match receive(self.socket.get_ref().as_fd()) {
-                Ok(Some(received)) => return Some(received),
-                Ok(None) => {}
+                Ok(received) => return Some(received),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return None,
             }
@@ -115,7 +124,7 @@ impl Drop for NotifySocket {
     }
 }
 
-fn receive(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<Received>> {
+fn receive(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<Received> {
     let mut buffer = [0_u8; DATAGRAM_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -131,17 +140,16 @@ fn receive(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<Option<Received>> 
             _ => {}
         }
     }
-    if message.flags.contains(ReturnFlags::TRUNC) {
-        return Ok(None);
-    }
-    let datagram = message::parse(buffer.get(..message.bytes).unwrap_or_default());
-    Ok(Some(Received { sender, datagram, descriptors }))
+    let whole = !message.flags.contains(ReturnFlags::TRUNC);
+    let datagram = message::parse(buffer.get(..message.bytes).filter(|_| whole).unwrap_or_default());
+    Ok(Received { sender, datagram, descriptors })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::supervisor::event::Message;
+    use std::os::unix::net::UnixDatagram;
 
     #[tokio::test]
     async fn a_message_comes_with_its_sender() {
@@ -168,6 +176,7 @@ mod tests {
         client.send_to(&[b'x'; DATAGRAM_MAX + 1], socket.path()).unwrap();
         client.send_to(b"WATCHDOG=1", socket.path()).unwrap();
         socket.readable().await.unwrap();
+        assert_eq!(socket.try_receive().unwrap().datagram.messages, []);
         assert_eq!(socket.try_receive().unwrap().datagram.messages, [Message::Watchdog]);
         std::fs::remove_dir_all(directory).unwrap();
     }

@@ -6,10 +6,10 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -49,7 +49,7 @@ impl Output {
     /// # Errors
     /// What `mkfifo(3)`, `open(2)`, `chown(2)` say.
     pub fn create(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
         match Self::open(path.clone()) {
             Ok(output) => files::hand_over(&output.path, owner).map(|()| output),
             Err(error) => {
@@ -66,7 +66,11 @@ impl Output {
     /// What `open(2)` says.
     pub fn open(path: PathBuf) -> io::Result<Self> {
         // Open for both, so that it opens at once and never reports an end (`fifo(7)`).
-        let fifo = rustix::fs::open(&path, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fifo = rustix::fs::open(&path, flags, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&fifo)?.st_mode) != FileType::Fifo {
+            return Err(io::Error::other("it is no FIFO"));
+        }
         // A smaller buffer is no reason not to start.
         let _ = rustix::pipe::fcntl_setpipe_size(&fifo, BUFFER);
         Ok(Self { fifo: sys::watch(fifo, Interest::READABLE)?, state: RefCell::default(), path })
@@ -100,7 +104,9 @@ impl Output {
     /// # Errors
     /// What `open(2)` says.
     pub fn worker_end(&self) -> io::Result<OwnedFd> {
-        Ok(rustix::fs::open(&self.path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+        // Opened anew, for whether it blocks is the open file's; by its descriptor, so that it is the same FIFO.
+        let path = format!("/proc/self/fd/{}", self.fifo.get_ref().as_raw_fd());
+        Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// Hand every line to `line`, as it was written, for ever; `pace` is waited for in between.

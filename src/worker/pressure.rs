@@ -4,16 +4,16 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{SendFlags, SocketFlags};
+use rustix::net::{SendFlags, SocketFlags, SocketType};
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::closing::Closing;
 use super::files;
-use crate::sys;
+use crate::sys::{self, Entrusted};
 
 /// More connections than this push the oldest out.
 const CONNECTIONS_MAX: usize = 64;
@@ -21,12 +21,16 @@ const CONNECTIONS_MAX: usize = 64;
 /// The pause while there is no descriptor for a connection; it waits in the backlog.
 const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(500);
 
+/// How many may wait to be let in.
+const BACKLOG: i32 = 128;
+
 /// A bound socket and who is connected; unlinked when dropped.
 #[derive(Debug)]
 pub struct PressureSocket {
-    listener: AsyncFd<OwnedFd>,
-    connections: RefCell<Vec<OwnedFd>>,
+    listener: AsyncFd<Entrusted>,
+    connections: RefCell<Vec<Entrusted>>,
     path: PathBuf,
+    closing: Closing,
 }
 
 impl PressureSocket {
@@ -35,12 +39,12 @@ impl PressureSocket {
     /// # Errors
     /// What `bind(2)`, `chown(2)` say; a path over 107 bytes.
     pub fn bind(path: PathBuf, owner: Option<(u32, u32)>) -> io::Result<Self> {
-        let listener = UnixListener::bind(&path)?;
-        let watched = files::hand_over(&path, owner)
-            .and_then(|()| listener.set_nonblocking(true))
-            .and_then(|()| sys::watch(listener.into(), Interest::READABLE))
-            .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
-        Ok(Self { listener: watched, connections: RefCell::default(), path })
+        let listener = files::bind(&path, SocketType::STREAM)?;
+        let bound = path.clone();
+        files::hand_over(&path, owner)
+            .and_then(|()| Ok(rustix::net::listen(&listener, BACKLOG)?))
+            .and_then(|()| Self::keep(listener, Vec::new(), path))
+            .inspect_err(|_| drop(std::fs::remove_file(&bound)))
     }
 
     /// Go on with a socket that an earlier image of this process listened on, and with whom it had let in.
@@ -48,8 +52,10 @@ impl PressureSocket {
     /// # Errors
     /// What `epoll_ctl(2)` says.
     pub fn keep(listener: OwnedFd, connections: Vec<OwnedFd>, path: PathBuf) -> io::Result<Self> {
-        let listener = sys::watch(listener, Interest::READABLE)?;
-        Ok(Self { listener, connections: RefCell::new(connections), path })
+        let closing = Closing::default();
+        let listener = sys::watch_entrusted(entrust(listener, &closing), Interest::READABLE)?;
+        let connections = connections.into_iter().map(|connection| entrust(connection, &closing)).collect();
+        Ok(Self { listener, connections: RefCell::new(connections), path, closing })
     }
 
     /// The socket itself.
@@ -73,9 +79,12 @@ impl PressureSocket {
     /// What `accept(2)` says, when going on makes no sense.
     pub async fn serve(&self, belongs: impl Fn(Pid) -> bool) -> io::Result<()> {
         loop {
+            // What was sent along with connections that are over must be closed before more is taken.
+            self.closing.caught_up().await;
             let mut guard = self.listener.readable().await?;
             match rustix::net::accept_with(self.listener.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => {
+                    let connection = entrust(connection, &self.closing);
                     if rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| belongs(peer.pid)) {
                         self.let_in(connection);
                     }
@@ -95,7 +104,7 @@ impl PressureSocket {
         }
     }
 
-    fn let_in(&self, connection: OwnedFd) {
+    fn let_in(&self, connection: Entrusted) {
         let mut connections = self.connections.borrow_mut();
         if connections.len() >= CONNECTIONS_MAX {
             connections.remove(0);
@@ -112,6 +121,12 @@ impl PressureSocket {
             }
         });
     }
+}
+
+/// A worker can send descriptors along, which nobody here reads: they wait in the socket until that is closed.
+fn entrust(socket: OwnedFd, closing: &Closing) -> Entrusted {
+    let closing = closing.clone();
+    Entrusted::new(socket, move |socket| closing.mailbox(socket))
 }
 
 impl Drop for PressureSocket {

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+
+use crate::trust::{self, Who};
 
 /// What the kernel appends to the name of a running program whose file is gone (`proc_pid_exe(5)`).
 const DELETED: &[u8] = b" (deleted)";
@@ -52,8 +54,37 @@ impl Image {
         let fd = rustix::fs::openat(CWD, &self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| errno.to_string())?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| errno.to_string())?;
-        judge(stat.st_mode, stat.st_uid, rustix::process::geteuid().as_raw())?;
+        let user = rustix::process::geteuid().as_raw();
+        judge(&stat, user)?;
+        if user == 0
+            && let Some(fault) = trust::exchanger(&self.path, user).map_err(|error| error.to_string())?
+        {
+            return Err(format!("{} can replace it, for they can write {}", fault.who, fault.path.display()));
+        }
         Ok(fd)
+    }
+
+    /// Whether this very program may be a manager: one of root's must not be what another user has made it.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what mends it.
+    pub fn check_own(path: Option<&Self>) -> Result<(), String> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let failed = |error: std::io::Error| format!("looking at the running program: {error}");
+        let status = rustix::fs::stat("/proc/self/exe").map_err(|errno| failed(errno.into()))?;
+        let path = path.map_or(Path::new("/proc/self/exe"), Self::path);
+        if let Some(who) = trust::writer(&status, 0) {
+            let (remedy, path) = (who.remedy(path, 0), path.display());
+            return Err(format!("{path}: {who} can write this program, and the manager is root; {remedy}"));
+        }
+        // One that was replaced since has no way to it any more: it was checked when it started.
+        let Ok(Some(trust::Fault { who, path: way })) = trust::exchanger(path, 0) else { return Ok(()) };
+        let (remedy, path, way) = (who.remedy(&way, 0), path.display(), way.display());
+        Err(format!(
+            "{path}: {who} can replace this program, for they can write {way}, and the manager is root; {remedy}"
+        ))
     }
 }
 
@@ -63,19 +94,15 @@ fn is_running(path: &Path) -> bool {
 }
 
 /// Whether a file may become this process: a regular one of root's or this user's, that no other may write to.
-fn judge(mode: u32, owner: u32, user: u32) -> Result<(), String> {
-    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+fn judge(status: &Stat, user: u32) -> Result<(), String> {
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
         return Err("it is not a regular file".to_owned());
     }
-    if owner != 0 && owner != user {
-        return Err(format!("it belongs to user {owner}"));
+    match trust::writer(status, user) {
+        None => Ok(()),
+        Some(Who::User(owner)) => Err(format!("it belongs to user {owner}")),
+        Some(Who::Group | Who::Everybody) => Err("others than its owner may write to it".to_owned()),
     }
-    // A user's own group is theirs alone on most systems; root's manager trusts nobody but root.
-    let others = if user == 0 { Mode::WGRP | Mode::WOTH } else { Mode::WOTH };
-    if Mode::from_raw_mode(mode).intersects(others) {
-        return Err("others than its owner may write to it".to_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -96,12 +123,16 @@ mod tests {
         };
         assert!(mode(0o755).is_ok());
         assert!(mode(0o757).unwrap_err().contains("others"));
+        if rustix::process::geteuid().is_root() {
+            std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
+            assert!(mode(0o755).unwrap_err().contains("everybody can replace it"));
+            std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
         assert!(Image::at(directory.clone()).open().unwrap_err().contains("regular"));
-        let regular = |mode| FileType::RegularFile.as_raw_mode() | mode;
-        assert!(judge(regular(0o775), 0, 0).is_err(), "the group may write");
-        assert!(judge(regular(0o775), 1000, 1000).is_ok());
-        assert!(judge(regular(0o755), 0, 1000).is_ok());
-        assert!(judge(regular(0o755), 1001, 1000).unwrap_err().contains("user 1001"));
+        mode(0o755).unwrap();
+        let mut status = rustix::fs::stat(image.path()).unwrap();
+        status.st_uid = 1001;
+        assert!(judge(&status, 1000).unwrap_err().contains("user 1001"));
         std::fs::remove_dir_all(directory).unwrap();
     }
 
