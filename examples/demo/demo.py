@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,9 +130,11 @@ class Demonstration:
         return [str(self.options.paddock), "--runtime-directory", str(self.runtime), *arguments]
 
     def start(self) -> None:
+        # A copy: a manager of root's refuses a file that the checkout's owner, if that is another user, can change.
+        configuration = shutil.copy(ROOT / "examples/leaky-shop/paddock.toml", self.directory)
         command = self.paddock(
             "run",
-            str(ROOT / "examples/leaky-shop/paddock.toml"),
+            str(configuration),
             "--bind", f"127.0.0.1:{self.port}",
             "--workers", str(self.options.workers),
             "--environment", f"LEAK_MB={self.options.leak_mb}",

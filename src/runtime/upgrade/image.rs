@@ -64,7 +64,8 @@ impl Image {
         Ok(fd)
     }
 
-    /// Whether this very program may be a manager: one of root's must not be what another user has made it.
+    /// Whether this very program may be a manager: one of root's must not be what another user has made it. The way to it
+    /// is not looked at before the next one comes that way: whoever exchanged it has exchanged this check too.
     ///
     /// # Errors
     /// What is wrong, where, and what mends it.
@@ -75,16 +76,9 @@ impl Image {
         let failed = |error: std::io::Error| format!("looking at the running program: {error}");
         let status = rustix::fs::stat("/proc/self/exe").map_err(|errno| failed(errno.into()))?;
         let path = path.map_or(Path::new("/proc/self/exe"), Self::path);
-        if let Some(who) = trust::writer(&status, 0) {
-            let (remedy, path) = (who.remedy(path, 0), path.display());
-            return Err(format!("{path}: {who} can write this program, and the manager is root; {remedy}"));
-        }
-        // One that was replaced since has no way to it any more: it was checked when it started.
-        let Ok(Some(trust::Fault { who, path: way })) = trust::exchanger(path, 0) else { return Ok(()) };
-        let (remedy, path, way) = (who.remedy(&way, 0), path.display(), way.display());
-        Err(format!(
-            "{path}: {who} can replace this program, for they can write {way}, and the manager is root; {remedy}"
-        ))
+        let Some(who) = trust::writer(&status, 0) else { return Ok(()) };
+        let (remedy, path) = (who.remedy(path, 0), path.display());
+        Err(format!("{path}: {who} can write this program, and the manager is root; {remedy}"))
     }
 }
 
