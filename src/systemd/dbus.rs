@@ -18,7 +18,7 @@ use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, Owned
 /// (`max_match_rules_per_connection`), of which a job has one.
 const IN_FLIGHT: usize = 64;
 /// systemd answers in milliseconds; a manager that is busy with a thousand units takes seconds.
-const CALL: Duration = Duration::from_secs(25);
+pub(crate) const CALL: Duration = Duration::from_secs(25);
 /// A queued job: the same that other users of scopes wait.
 const JOB: Duration = Duration::from_secs(30);
 /// After this long without news of a job it is asked for: its end is told to nobody if it came while systemd was
@@ -228,15 +228,15 @@ impl Bus {
     async fn persist<T>(&self, ask: impl AsyncFn() -> Result<T, BusError>) -> Result<T, BusError> {
         for _ in 0..RETURNS {
             match ask().await {
-                Err(BusError::Away(_)) => self.until_back().await?,
+                Err(BusError::Away(_)) => self.until_back(CALL).await?,
                 other => return other,
             }
         }
         ask().await
     }
 
-    /// Wait until systemd is on the bus, as long as a call may take.
-    pub async fn until_back(&self) -> Result<(), BusError> {
+    /// Wait until systemd is on the bus, at most so long.
+    pub async fn until_back(&self, at_most: Duration) -> Result<(), BusError> {
         let connection = self.connection().await?;
         let bus = fdo::DBusProxy::new(&connection).await?;
         let mut changes = bus.receive_name_owner_changed_with_args(&[(0, SYSTEMD)]).await?;
@@ -247,7 +247,7 @@ impl Bus {
                 }
             }
         };
-        tokio::time::timeout(CALL, back).await.map_err(|_| BusError::TimedOut(CALL))
+        tokio::time::timeout(at_most, back).await.map_err(|_| BusError::TimedOut(at_most))
     }
 
     /// systemd's version, e.g. `257.13-1~deb13u1`.

@@ -110,7 +110,7 @@ fn reexec_storm() {
     let load = load(&service);
     systemctl_ok(&["--no-block", "reload", &service.unit]);
     // A few and no more: on an emulated processor each takes longer than a step of the roll.
-    for _ in 0..4 {
+    for _ in 0..3 {
         systemctl_ok(&["daemon-reexec"]);
     }
     service.log.wait(PATIENCE, "the end of the roll", |line| line.is("reload-done"));

@@ -26,7 +26,7 @@ use self::properties::{Common, Member};
 use super::{
     DeathFacts, Drain, Fence, FenceError, FenceLimits, FenceName, Isolation, Leftover, Leftovers, LocalFuture, Mode,
 };
-use crate::systemd::dbus::{Bus, BusError, Which};
+use crate::systemd::dbus::{Bus, BusError, CALL, Which};
 
 /// `PIDFDs` came with this version.
 const PIDFDS_SINCE: u32 = 255;
@@ -34,6 +34,8 @@ const PIDFDS_SINCE: u32 = 255;
 const ATTEMPTS: u32 = 6;
 /// The pause after the bus said that it is at its limits; three times longer after each further time.
 const CROWDED: Duration = Duration::from_millis(20);
+/// How long a start waits for a systemd that has left the bus; the worker's own deadline (`timeouts.start`) is over it.
+const RETURN: Duration = Duration::from_mins(2);
 /// cgroup v2's file system (statfs(2), `CGROUP2_SUPER_MAGIC`).
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
@@ -130,6 +132,7 @@ impl ScopeIsolation {
     ) -> Result<ScopeFence, FenceError> {
         let mut pause = CROWDED;
         let mut last = None;
+        let mut late = false;
         for attempt in 0..ATTEMPTS {
             let unit = unit::scope(name, attempt);
             let failed = |source: Box<dyn std::error::Error + Send + Sync>| FenceError {
@@ -177,9 +180,11 @@ impl ScopeIsolation {
                     pause *= 3;
                     last = Some(failed(error.into()));
                 }
-                Err(error @ BusError::Away(_)) => {
+                // It replaces itself; the bus keeps calls for it meanwhile, and answers them in their order afterwards.
+                Err(error @ (BusError::Away(_) | BusError::TimedOut(CALL))) if !late => {
+                    late = matches!(error, BusError::TimedOut(_));
                     last = Some(failed(error.into()));
-                    self.bus.until_back().await.map_err(|error| failed(error.into()))?;
+                    self.bus.until_back(RETURN).await.map_err(|error| failed(error.into()))?;
                 }
                 Err(error @ (BusError::UnitExists | BusError::Lost(_))) => last = Some(failed(error.into())),
                 Err(error) => return Err(failed(error.into())),
