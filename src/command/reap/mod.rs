@@ -80,7 +80,9 @@ impl Refusal {
 
 /// Whether systemd is done with a unit; if not, the inner error says what it is about to do.
 fn has_ended(unit: &str) -> Result<Result<(), String>, Refusal> {
-    let which = if rustix::process::geteuid().is_root() { Which::System } else { Which::User };
+    // A service of the system that runs as somebody else is still the system's; a user's own have this variable.
+    let of_user = !rustix::process::geteuid().is_root() && std::env::var_os("XDG_RUNTIME_DIR").is_some();
+    let which = if of_user { Which::User } else { Which::System };
     let state = setup::on_the_loop(async { Bus::new(which).active_state(unit).await })
         .map_err(|error| Refusal::failed(&error.message))?
         .map_err(|error| Refusal::failed(&format!("asking systemd about {unit}: {error}")))?;
