@@ -1,10 +1,13 @@
 //! Every `unsafe` of the project, each with its reason; everything else calls these.
 #![expect(unsafe_code, reason = "the one place for what the type system cannot see")]
 
+use std::ffi::{CStr, c_char};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -138,4 +141,89 @@ impl Drop for Entrusted {
         // SAFETY: it is taken here only, once, and nobody sees it afterwards.
         (self.to)(unsafe { ManuallyDrop::take(&mut self.fd) });
     }
+}
+
+/// Where a child begins its life, before it runs the first instruction of its program.
+#[derive(Debug, Default)]
+pub struct Birthplace {
+    /// A cgroup v2 directory.
+    pub cgroup: Option<OwnedFd>,
+    /// The `tasks` files of cgroup v1 groups, open for writing.
+    pub tasks: Vec<OwnedFd>,
+}
+
+/// A program to be started by [`spawn_at`].
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// Its file.
+    pub path: &'a CStr,
+    /// What it is called, and its arguments.
+    pub arguments: &'a [&'a CStr],
+    /// Its whole environment, each `NAME=value`.
+    pub environment: &'a [&'a CStr],
+    /// Its standard input.
+    pub input: BorrowedFd<'a>,
+    /// Its standard output and error.
+    pub output: BorrowedFd<'a>,
+}
+
+/// Start a child that is in these cgroups from its birth on: `CLONE_INTO_CGROUP` (clone(2), Linux 5.7), and for v1 a
+/// write of its own. Moving another process waits for all processors (`cgroup_threadgroup_rwsem`,
+/// `kernel/cgroup/cgroup.c`); a thread that moves itself through `tasks`, and a birth, do not.
+///
+/// A child that could not join a v1 group is started all the same: whoever needs it there looks where it is.
+///
+/// # Errors
+/// What `clone3(2)` or `execve(2)` say; then there is no child.
+pub fn spawn_at(birthplace: &Birthplace, program: &Program<'_>) -> io::Result<Pid> {
+    const CLEAR_SIGHAND: u64 = 1 << 32;
+    const INTO_CGROUP: u64 = 1 << 33;
+    // All that allocates is done before there is a child: it may not, for another thread may hold the allocator's lock.
+    let pointers = |texts: &[&CStr]| -> Vec<*const c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(program.arguments), pointers(program.environment));
+    let (failure, failure_of_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let cgroup = birthplace.cgroup.as_ref().map_or(Ok(0), |fd| u64::try_from(fd.as_raw_fd())).unwrap_or(0);
+    // SAFETY: zero is a valid value of every field, and means "not used".
+    let mut how: nix::libc::clone_args = unsafe { std::mem::zeroed() };
+    how.flags = CLEAR_SIGHAND | if birthplace.cgroup.is_some() { INTO_CGROUP } else { 0 };
+    how.exit_signal = u64::from(nix::libc::SIGCHLD.unsigned_abs());
+    how.cgroup = cgroup;
+    // A handler of ours must not run in the child: it would write into what both share.
+    let mut before = SigSet::empty();
+    SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map(|mask| before = mask)?;
+    // SAFETY: without CLONE_VM the child has a copy of everything, as after fork(2); the structure outlives the call.
+    let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, &raw const how, size_of_val(&how)) };
+    if pid == 0 {
+        // SAFETY: only system calls from here to the end, on memory and descriptors that were made before.
+        unsafe {
+            for tasks in &birthplace.tasks {
+                let _ = nix::libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1);
+            }
+            let placed = nix::libc::dup2(program.input.as_raw_fd(), 0) >= 0
+                && nix::libc::dup2(program.output.as_raw_fd(), 1) >= 0
+                && nix::libc::dup2(program.output.as_raw_fd(), 2) >= 0
+                && nix::libc::pthread_sigmask(nix::libc::SIG_SETMASK, SigSet::empty().as_ref(), std::ptr::null_mut())
+                    == 0;
+            if placed {
+                nix::libc::execve(program.path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+            }
+            let errno = *nix::libc::__errno_location();
+            nix::libc::write(failure_of_child.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));
+            nix::libc::_exit(127)
+        }
+    }
+    let failed = io::Error::last_os_error();
+    before.thread_set_mask()?;
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| pid > 0) else {
+        return Err(failed);
+    };
+    drop(failure_of_child);
+    // execve closes the pipe.
+    let mut said = Vec::new();
+    let _ = io::Read::read_to_end(&mut std::fs::File::from(failure), &mut said);
+    let Ok(errno) = <[u8; size_of::<i32>()]>::try_from(said) else { return Ok(pid) };
+    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
 }

@@ -18,6 +18,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::config::model::Signal;
+use crate::sys::Birthplace;
 
 /// A future that stays on the loop's thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -151,6 +152,19 @@ pub trait Isolation {
     /// Which mode this is.
     fn mode(&self) -> Mode;
 
+    /// Make a new fence for a gate that is not started yet, where a process can be born in one; none: it can only be
+    /// moved into one, with [`Isolation::enclose`]. Its limits are in force. On an error nothing is left of it.
+    ///
+    /// # Errors
+    /// It could not be made.
+    fn prepare<'a>(
+        &'a self,
+        _name: &'a FenceName,
+        _limits: &'a FenceLimits,
+    ) -> Result<Option<Box<dyn Place + 'a>>, FenceError> {
+        Ok(None)
+    }
+
     /// Put the blocked gate process `gate`, an unreaped child of ours, into a new fence and verify that it is inside
     /// with its limits in force. On an error nothing is left of the fence; the gate is still alive.
     fn enclose<'a>(
@@ -174,6 +188,19 @@ pub trait Isolation {
         data: &serde_json::Value,
         fd: Option<OwnedFd>,
     ) -> Result<Rc<dyn Fence>, FenceError>;
+}
+
+/// A fence that nobody is in yet. Dropping it removes it.
+pub trait Place {
+    /// Where to start the gate. To start it elsewhere is allowed, and slower.
+    fn birthplace(&self) -> &Birthplace;
+
+    /// Verify that the gate, an unreaped child of ours, is inside, or else move it there and verify that. On an error
+    /// nothing is left of the fence; the gate is still alive.
+    ///
+    /// # Errors
+    /// It is not inside.
+    fn enclose(self: Box<Self>, gate: Pid) -> Result<Rc<dyn Fence>, FenceError>;
 }
 
 /// One worker's fence.

@@ -160,6 +160,9 @@ struct HandedTree {
     known: Vec<(i32, u64)>,
 }
 
+/// Processes, and what is known of them.
+type Members = Vec<(Pid, Stat)>;
+
 struct NoFence {
     leader: Pid,
     /// Start time of the first process.
@@ -224,11 +227,11 @@ impl NoFence {
     }
 
     /// Everybody inside, zombies too; what is seen is remembered.
-    fn members(&self) -> io::Result<Vec<(Pid, Stat)>> {
+    fn members(&self) -> io::Result<Members> {
         let table: HashMap<Pid, Stat> =
             proc::all()?.into_iter().filter_map(|pid| proc::stat(pid).ok().map(|stat| (pid, stat))).collect();
         let look = |pid: Pid| table.get(&pid).copied();
-        let found: Vec<(Pid, Stat)> = table
+        let found: Members = table
             .iter()
             .filter(|(pid, stat)| self.is_member(**pid, stat, &look))
             .map(|(&pid, &stat)| (pid, stat))
@@ -238,20 +241,21 @@ impl NoFence {
     }
 
     /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more. Returns pidfds of
-    /// some that were signalled.
-    fn kill_all(&self) -> io::Result<Vec<OwnedFd>> {
+    /// some that were signalled, and who was inside in the end.
+    fn kill_all(&self) -> io::Result<(Vec<OwnedFd>, Members)> {
         let mut signalled = Vec::new();
         let mut seen = HashSet::new();
         loop {
-            let mut new: Vec<(Pid, Stat)> = self
-                .members()?
-                .into_iter()
+            let members = self.members()?;
+            let mut new: Members = members
+                .iter()
                 .filter(|(pid, stat)| !stat.is_over() && seen.insert((*pid, stat.start_time)))
+                .copied()
                 .collect();
             // Parents first, or the first process may see its child die and end by itself.
             new.sort_unstable_by_key(|&(pid, stat)| (stat.start_time, pid.as_raw_pid()));
             if new.is_empty() {
-                return Ok(signalled);
+                return Ok((signalled, members));
             }
             for (pid, stat) in new {
                 let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
@@ -271,12 +275,15 @@ impl NoFence {
 
     async fn empty(&self) -> io::Result<()> {
         loop {
-            for pidfd in self.kill_all()? {
-                sys::watch(pidfd, Interest::READABLE)?.readable().await?.retain_ready();
+            let (signalled, mut members) = self.kill_all()?;
+            if !signalled.is_empty() {
+                for pidfd in signalled {
+                    sys::watch(pidfd, Interest::READABLE)?.readable().await?.retain_ready();
+                }
+                members = self.members()?;
             }
             let own = rustix::process::getpid().as_raw_pid();
             let mut waiting = false;
-            let members = self.members()?;
             let inside: HashSet<i32> = members.iter().map(|(pid, _)| pid.as_raw_pid()).collect();
             for (pid, stat) in members {
                 if stat.is_over()

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::config::model::Signal;
-use crate::isolation::{FenceName, Isolation, Mode, none};
+use crate::isolation::{FenceName, Isolation, Mode, Place, none};
 use crate::systemd::journal;
 use crate::worker::environment::{self, Facts};
 use crate::worker::open_files::OpenFiles;
@@ -36,11 +36,12 @@ pub async fn launch(
     common: &Common,
 ) -> Result<u32, String> {
     let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
-    let gate =
-        Gate::spawn((none::MARKER, &none::marker(&name))).map_err(|error| format!("starting a process: {error}"))?;
+    let place = isolation.prepare(&name, &prepared.limits).map_err(|error| error.to_string())?;
+    let gate = Gate::spawn((none::MARKER, &none::marker(&name)), place.as_ref().map(|place| place.birthplace()))
+        .map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
-    let result = enclose_and_release(worker, prepared, &name, isolation, common, &gate).await;
+    let result = enclose_and_release(worker, prepared, &name, (isolation, place), common, &gate).await;
     match result {
         Ok(()) => {
             worker.started.set(true);
@@ -65,15 +66,17 @@ async fn enclose_and_release(
     worker: &Worker,
     prepared: &Prepared,
     name: &FenceName,
-    isolation: &dyn Isolation,
+    (isolation, place): (&dyn Isolation, Option<Box<dyn Place + '_>>),
     common: &Common,
     gate: &Gate,
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
-    let fence = isolation
-        .enclose(name, gate.process.pid(), &prepared.limits)
-        .await
-        .map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
+    let pid = gate.process.pid();
+    let enclosed = match place {
+        Some(place) => place.enclose(pid),
+        None => isolation.enclose(name, pid, &prepared.limits).await,
+    };
+    let fence = enclosed.map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
     let unit = fence.describe();
     *worker.fence.borrow_mut() = Some(fence);
     if worker.is_given_up() {

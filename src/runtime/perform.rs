@@ -18,21 +18,22 @@ use super::origin;
 use super::watch;
 use super::worker::Worker;
 
-/// What is done first: the world, then what is said about it, then the end. "Said done" is never before done.
+/// What is done first: the world, then what is said about it, then the end. "Said done" is never before done. Within the
+/// world, starts come before the sweeping of what the dead left: people wait for the one, nobody for the other.
 const fn rank(action: &Action) -> u8 {
     match action {
         Action::Start(_)
         | Action::Signal { .. }
         | Action::Kill { .. }
-        | Action::Sweep { .. }
         | Action::Pulse { .. }
         | Action::ArmMemory { .. }
         | Action::SetLimits { .. }
         | Action::Forget { .. } => 0,
-        Action::Note(_) => 1,
-        Action::Tell(_) => 2,
-        Action::Reply { .. } => 3,
-        Action::Exit { .. } => 4,
+        Action::Sweep { .. } => 1,
+        Action::Note(_) => 2,
+        Action::Tell(_) => 3,
+        Action::Reply { .. } => 4,
+        Action::Exit { .. } => 5,
     }
 }
 

@@ -1,7 +1,10 @@
 //! A worker's first process, from the gate to its end. Always a pidfd, never a bare pid.
 
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -14,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use super::order::{self, Order};
 use crate::config::model::Signal;
 use crate::supervisor::event::Ended;
-use crate::sys;
+use crate::sys::{self, Birthplace, Program};
 
 /// The most that a gate may say about its failure, in bytes.
 const FAILURE_MAX: usize = 4096;
@@ -112,6 +115,36 @@ pub struct Gate {
     control: UnixStream,
 }
 
+/// The running image, whatever its file's name means by now (`proc_pid_exe(5)`).
+const IMAGE: &CStr = c"/proc/self/exe";
+
+fn spawn_at(birthplace: &Birthplace, mark: (&str, &str), control: BorrowedFd<'_>) -> io::Result<Pid> {
+    let (role, mark) = (CString::new(super::gate::ROLE)?, CString::new(format!("{}={}", mark.0, mark.1))?);
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    sys::spawn_at(
+        birthplace,
+        &Program {
+            path: IMAGE,
+            arguments: &[IMAGE, &role],
+            environment: &[&mark],
+            input: control,
+            output: null.as_fd(),
+        },
+    )
+}
+
+fn spawn_anywhere(mark: (&str, &str), control: UnixStream) -> io::Result<Pid> {
+    let child = Command::new(OsStr::from_bytes(IMAGE.to_bytes()))
+        .arg(super::gate::ROLE)
+        .env_clear()
+        .env(mark.0, mark.1)
+        .stdin(Stdio::from(OwnedFd::from(control)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("a child without a pid"))
+}
+
 /// Why a gate did not become the worker; reads after "could not start: ".
 #[derive(Debug, thiserror::Error)]
 pub enum GateError {
@@ -125,24 +158,24 @@ pub enum GateError {
 
 impl Gate {
     /// Start a gate from the running image, so that a broken binary on disk never stops a manager from starting
-    /// workers. `mark` is a variable by which it can be found if we die before it has its order.
+    /// workers. `mark` is a variable by which it can be found if we die before it has its order. If it cannot be
+    /// started in its birthplace, it is where we are.
     ///
     /// # Errors
     /// What `fork(2)`, `execve(2)` or `pidfd_open(2)` say.
-    pub fn spawn(mark: (&str, &str)) -> io::Result<Self> {
+    pub fn spawn(mark: (&str, &str), birthplace: Option<&Birthplace>) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let child = Command::new("/proc/self/exe")
-            .arg(super::gate::ROLE)
-            .env_clear()
-            .env(mark.0, mark.1)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let pid = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(|| io::Error::other("a child without a pid"))?;
+        let born = birthplace.map(|birthplace| spawn_at(birthplace, mark, theirs.as_fd()));
+        let pid = match born {
+            Some(Ok(pid)) => pid,
+            born => {
+                if let Some(Err(error)) = born {
+                    // An old kernel, or a filter of system calls: it is moved instead.
+                    tracing::debug!("starting a process inside its fence: {error}");
+                }
+                spawn_anywhere(mark, theirs)?
+            }
+        };
         ours.set_nonblocking(true)?;
         Ok(Self { process: Rc::new(Process::open(pid)?), control: ours })
     }

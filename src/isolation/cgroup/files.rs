@@ -3,6 +3,7 @@
 //! Sources: the kernel's `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/memory.rst`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -51,10 +52,20 @@ pub(crate) fn value_of(text: &str, key: &str) -> Option<u64> {
 /// Without blocking: since Linux 6.16 a lowered memory limit is then enforced by those who allocate, not by the writer,
 /// which would stall everybody else's worker; older kernels ignore it.
 pub(super) fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
-    let fd = rustix::fs::open(dir.join(file), OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    let fd = writable(dir, file)?;
     // Shorter writes do not occur: cgroup files take a write whole or refuse it.
     rustix::io::write(&fd, value.as_bytes())?;
     Ok(())
+}
+
+/// Open a control file for writing.
+pub(super) fn writable(dir: &Path, file: &str) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(dir.join(file), OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?)
+}
+
+/// Open a group's directory.
+pub(super) fn directory(dir: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Whether what a limit file says is what was written: memory limits are rounded down to whole pages.

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use rustix::process::Pid;
 
-use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftovers, LocalFuture, Mode};
+use super::{Fence, FenceError, FenceLimits, FenceName, Isolation, Leftovers, LocalFuture, Mode, Place};
 
 /// Fences made of cgroups, without anybody's help.
 pub struct CgroupIsolation(Version);
@@ -50,9 +50,26 @@ impl CgroupIsolation {
     }
 }
 
+impl CgroupIsolation {
+    fn place<'a>(&'a self, name: &FenceName, limits: &FenceLimits) -> Result<Box<dyn Place + 'a>, FenceError> {
+        Ok(match &self.0 {
+            Version::V1(v1) => Box::new(v1.prepare(name, limits)?),
+            Version::V2(v2) => Box::new(v2.prepare(name, limits)?),
+        })
+    }
+}
+
 impl Isolation for CgroupIsolation {
     fn mode(&self) -> Mode {
         Mode::Cgroup
+    }
+
+    fn prepare<'a>(
+        &'a self,
+        name: &'a FenceName,
+        limits: &'a FenceLimits,
+    ) -> Result<Option<Box<dyn Place + 'a>>, FenceError> {
+        self.place(name, limits).map(Some)
     }
 
     fn enclose<'a>(
@@ -61,12 +78,7 @@ impl Isolation for CgroupIsolation {
         gate: Pid,
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
-        Box::pin(async move {
-            match &self.0 {
-                Version::V1(v1) => v1.enclose(name, gate, limits),
-                Version::V2(v2) => v2.enclose(name, gate, limits),
-            }
-        })
+        Box::pin(async move { self.place(name, limits)?.enclose(gate) })
     }
 
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::super::name;
 use super::super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Leftover, Leftovers, LocalFuture,
-    MemoryReading, proc,
+    MemoryReading, Place, proc,
 };
 use super::comb::Comb;
 use super::eventfd::Eventfd;
@@ -28,6 +28,7 @@ use super::group::{self, Group};
 use super::hierarchy::{Home, Homes};
 use super::leftovers;
 use super::limits::{Places, Version};
+use crate::sys::Birthplace;
 
 const MEMORY: Option<&str> = Some("memory");
 
@@ -113,43 +114,15 @@ impl V1 {
         }
     }
 
-    /// See [`super::super::Isolation::enclose`].
-    pub(super) fn enclose(
-        &self,
-        name: &FenceName,
-        gate: Pid,
-        limits: &FenceLimits,
-    ) -> Result<Rc<dyn Fence>, FenceError> {
+    /// See [`super::super::Isolation::prepare`].
+    pub(super) fn prepare(&self, name: &FenceName, limits: &FenceLimits) -> Result<V1Place<'_>, FenceError> {
         let directory = name::of(name);
-        let mut made = Vec::new();
-        self.build(&directory, gate, limits, &mut made).inspect_err(|_| {
-            for (home, group) in made {
-                // The gate goes back to where it was; without that the group could not be removed.
-                let _ = files::write(&home.dir, "cgroup.procs", &gate.as_raw_pid().to_string());
-                let _ = group.remove();
-            }
-        })
-    }
-
-    fn build<'a>(
-        &'a self,
-        directory: &str,
-        gate: Pid,
-        limits: &FenceLimits,
-        undo: &mut Vec<(&'a Home, Group)>,
-    ) -> Result<Rc<dyn Fence>, FenceError> {
-        let mut make = |home: &'a Home| {
-            let group = Group::create(home, directory)
-                .map_err(|error| failed(format!("making {}", home.dir.join(directory).display()), error))?;
-            undo.push((home, group.clone()));
-            Ok::<Group, FenceError>(group)
-        };
-        let mut optional =
-            |home: &'a Option<Home>, wanted: bool| home.as_ref().filter(|_| wanted).map(&mut make).transpose();
-        let pids = optional(&self.pids, limits.tasks_max.is_some())?;
-        let cpu = optional(&self.cpu, limits.cpu_weight.is_some())?;
-        let twin = optional(&self.unified, true)?;
-        let memory = make(&self.memory)?;
+        let mut made = Made::default();
+        let mut create = |home| made.create(home, &directory);
+        let pids = self.pids.as_ref().filter(|_| limits.tasks_max.is_some()).map(&mut create).transpose()?;
+        let cpu = self.cpu.as_ref().filter(|_| limits.cpu_weight.is_some()).map(&mut create).transpose()?;
+        let twin = self.unified.as_ref().map(&mut create).transpose()?;
+        let memory = create(&self.memory)?;
         let groups = Groups { memory, pids, cpu, twin };
         groups.places().apply_new(limits)?;
         // Inherited from the parent; then a worker over its limit would hang for ever instead of dying.
@@ -157,13 +130,67 @@ impl V1 {
             files::write(&groups.memory.dir, "memory.oom_control", "0")
                 .map_err(|error| failed("enabling the OOM killer", error))?;
         }
-        for group in groups.all() {
+        let birthplace = groups.birthplace();
+        Ok(V1Place { fence: V1Fence::over(groups)?, birthplace, made })
+    }
+}
+
+/// A worker's groups, with nobody inside.
+pub(super) struct V1Place<'a> {
+    fence: V1Fence,
+    birthplace: Birthplace,
+    made: Made<'a>,
+}
+
+impl Place for V1Place<'_> {
+    fn birthplace(&self) -> &Birthplace {
+        &self.birthplace
+    }
+
+    fn enclose(self: Box<Self>, gate: Pid) -> Result<Rc<dyn Fence>, FenceError> {
+        let Self { fence, mut made, .. } = *self;
+        made.gate = Some(gate);
+        let elsewhere = fence.groups.without(gate)?;
+        for group in &elsewhere {
             group.join(gate).map_err(|error| {
                 failed(format!("moving process {} into {}", gate.as_raw_pid(), group.dir.display()), error)
             })?;
         }
-        groups.verify(gate)?;
-        Ok(Rc::new(V1Fence::over(groups)?))
+        if !elsewhere.is_empty() && !fence.groups.without(gate)?.is_empty() {
+            let what = format!("finding process {} in its groups", gate.as_raw_pid());
+            return Err(failed(what, "it is elsewhere; is it over?"));
+        }
+        made.groups.clear();
+        Ok(Rc::new(fence))
+    }
+}
+
+/// New groups, which are removed again unless they are taken out.
+#[derive(Default)]
+struct Made<'a> {
+    groups: Vec<(&'a Home, Group)>,
+    /// Who may be inside.
+    gate: Option<Pid>,
+}
+
+impl<'a> Made<'a> {
+    fn create(&mut self, home: &'a Home, directory: &str) -> Result<Group, FenceError> {
+        let group = Group::create(home, directory)
+            .map_err(|error| failed(format!("making {}", home.dir.join(directory).display()), error))?;
+        self.groups.push((home, group.clone()));
+        Ok(group)
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for (home, group) in &self.groups {
+            if let Some(gate) = self.gate {
+                // It goes back to where it was; without that the group could not be removed.
+                let _ = files::write(&home.dir, "cgroup.procs", &gate.as_raw_pid().to_string());
+            }
+            let _ = group.remove();
+        }
     }
 }
 
@@ -190,14 +217,28 @@ impl Groups {
         Places { version: Version::V1, memory: self.memory.dir.clone(), pids: dir(&self.pids), cpu: dir(&self.cpu) }
     }
 
-    fn verify(&self, gate: Pid) -> Result<(), FenceError> {
-        let what = || format!("finding process {} in its groups", gate.as_raw_pid());
-        let found = proc::memberships(gate).map_err(|error| failed(what(), error))?;
-        let inside = self.memory.holds(&found, MEMORY)
-            && self.pids.as_ref().is_none_or(|group| group.holds(&found, Some("pids")))
-            && self.cpu.as_ref().is_none_or(|group| group.holds(&found, Some("cpu")))
-            && self.twin.as_ref().is_none_or(|group| group.holds(&found, None));
-        if inside { Ok(()) } else { Err(failed(what(), "it is elsewhere; is it over?")) }
+    /// Those that a process is not in.
+    fn without(&self, gate: Pid) -> Result<Vec<&Group>, FenceError> {
+        let found = proc::memberships(gate)
+            .map_err(|error| failed(format!("finding process {} in its groups", gate.as_raw_pid()), error))?;
+        let groups = [
+            (Some(&self.memory), MEMORY),
+            (self.pids.as_ref(), Some("pids")),
+            (self.cpu.as_ref(), Some("cpu")),
+            (self.twin.as_ref(), None),
+        ];
+        let without =
+            |(group, controller): (Option<_>, _)| group.filter(|group: &&Group| !group.holds(&found, controller));
+        Ok(groups.into_iter().filter_map(without).collect())
+    }
+
+    /// What cannot be opened is for whoever verifies.
+    fn birthplace(&self) -> Birthplace {
+        let tasks = [Some(&self.memory), self.pids.as_ref(), self.cpu.as_ref()].into_iter().flatten();
+        Birthplace {
+            cgroup: self.twin.as_ref().and_then(|twin| files::directory(&twin.dir).ok()),
+            tasks: tasks.filter_map(|group| files::writable(&group.dir, "tasks").ok()).collect(),
+        }
     }
 }
 
@@ -526,7 +567,8 @@ mod tests {
                 .spawn()
                 .unwrap();
             let name = FenceName { app: format!("twinless-{}", std::process::id()), slot: 1, unique: "1".to_owned() };
-            let fence = v1.enclose(&name, Pid::from_child(&child), &FenceLimits::default()).unwrap();
+            let fence =
+                Box::new(v1.prepare(&name, &FenceLimits::default()).unwrap()).enclose(Pid::from_child(&child)).unwrap();
             let group = Group::below(&v1.memory, &name::of(&name));
             drop(child.stdin.take());
             // The shell and its output are inside until everybody is started.

@@ -18,13 +18,14 @@ use tokio::time::Instant;
 use super::super::name;
 use super::super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Leftover, Leftovers, LocalFuture,
-    MemoryReading, proc,
+    MemoryReading, Place, proc,
 };
 use super::files::{self, failed};
 use super::group::{self, Group};
 use super::hierarchy::Home;
 use super::leftovers;
 use super::limits::{Places, Version};
+use crate::sys::Birthplace;
 
 /// The leaf that the manager lives in: processes and controllers for groups below exclude each other.
 const LEAF: &str = "manager";
@@ -132,36 +133,21 @@ impl V2 {
         Ok(Rc::new(self.over(Group::below(&self.base, &name::of(name)))?))
     }
 
-    /// See [`super::super::Isolation::enclose`].
-    pub(super) fn enclose(
-        &self,
-        name: &FenceName,
-        gate: Pid,
-        limits: &FenceLimits,
-    ) -> Result<Rc<dyn Fence>, FenceError> {
+    /// See [`super::super::Isolation::prepare`].
+    pub(super) fn prepare(&self, name: &FenceName, limits: &FenceLimits) -> Result<V2Place<'_>, FenceError> {
         let directory = name::of(name);
         let group = Group::create(&self.base, &directory)
             .map_err(|error| failed(format!("making {}", self.base.dir.join(&directory).display()), error))?;
-        self.fill(&group, gate, limits).inspect_err(|_| {
-            // The gate goes back to where it was; without that the group could not be removed.
-            let _ = files::write(&self.leaf, "cgroup.procs", &gate.as_raw_pid().to_string());
-            let _ = group.remove();
-        })
-    }
-
-    fn fill(&self, group: &Group, gate: Pid, limits: &FenceLimits) -> Result<Rc<dyn Fence>, FenceError> {
+        let made = Made { leaf: &self.leaf, group: Some(group.clone()), gate: None };
         let fence = self.over(group.clone())?;
         fence.places.apply_new(limits)?;
         // A worker is one thing: the kernel is to take all of it or nothing.
         files::write(&group.dir, "memory.oom.group", "1")
             .map_err(|error| failed(format!("writing memory.oom.group of {}", group.dir.display()), error))?;
         files::verify(&group.dir, "memory.oom.group", 1, false)?;
-        let moving = || format!("moving process {} into {}", gate.as_raw_pid(), group.dir.display());
-        group.join(gate).map_err(|error| failed(moving(), error))?;
-        if !fence.contains(gate) {
-            return Err(failed(moving(), "it is elsewhere; is it over?"));
-        }
-        Ok(Rc::new(fence))
+        // What cannot be opened is for whoever verifies.
+        let birthplace = Birthplace { cgroup: files::directory(&group.dir).ok(), tasks: Vec::new() };
+        Ok(V2Place { fence, birthplace, made })
     }
 
     fn over(&self, group: Group) -> Result<V2Fence, FenceError> {
@@ -174,6 +160,52 @@ impl V2 {
             cpu: self.cpu.then(|| group.dir.clone()),
         };
         Ok(V2Fence { group, places, events, state: RefCell::default(), changed: Notify::new() })
+    }
+}
+
+/// A worker's group, with nobody inside.
+pub(super) struct V2Place<'a> {
+    fence: V2Fence,
+    birthplace: Birthplace,
+    made: Made<'a>,
+}
+
+impl Place for V2Place<'_> {
+    fn birthplace(&self) -> &Birthplace {
+        &self.birthplace
+    }
+
+    fn enclose(self: Box<Self>, gate: Pid) -> Result<Rc<dyn Fence>, FenceError> {
+        let Self { fence, mut made, .. } = *self;
+        made.gate = Some(gate);
+        if !fence.contains(gate) {
+            let moving = || format!("moving process {} into {}", gate.as_raw_pid(), fence.group.dir.display());
+            fence.group.join(gate).map_err(|error| failed(moving(), error))?;
+            if !fence.contains(gate) {
+                return Err(failed(moving(), "it is elsewhere; is it over?"));
+            }
+        }
+        made.group = None;
+        Ok(Rc::new(fence))
+    }
+}
+
+/// A new group, which is removed again unless it is taken out.
+struct Made<'a> {
+    leaf: &'a Path,
+    group: Option<Group>,
+    /// Who may be inside.
+    gate: Option<Pid>,
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        let Some(group) = &self.group else { return };
+        if let Some(gate) = self.gate {
+            // It goes back to where it was; without that the group could not be removed.
+            let _ = files::write(self.leaf, "cgroup.procs", &gate.as_raw_pid().to_string());
+        }
+        let _ = group.remove();
     }
 }
 
