@@ -191,7 +191,7 @@ impl Diagnostics {
             _ => Group::with_title(level.primary_title(title)),
         };
         if let (Origin::File(span), Some(source)) = (&diagnostic.origin, self.source_of(diagnostic)) {
-            let mut snippet = Snippet::source(source.text.as_str())
+            let mut snippet = Snippet::source(same_length(&source.text))
                 .path(visible(&source.path))
                 .annotation(AnnotationKind::Primary.span(clamp(span, &source.text)));
             for (span, label) in &diagnostic.context {
@@ -240,7 +240,34 @@ fn clamp(span: &Range<usize>, text: &str) -> Range<usize> {
     if text.get(span.clone()).is_some() { span.clone() } else { text.len()..text.len() }
 }
 
+/// The text with what the renderer would let through although it moves a cursor or reorders what a reader sees: each such
+/// character is shown as another one of its length, so that every place stays where it is.
+fn same_length(text: &str) -> String {
+    let shown = |character: char| match character {
+        '\u{80}'..='\u{9f}' | '\u{61c}' => '\u{b7}',
+        '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' => char::REPLACEMENT_CHARACTER,
+        other => other,
+    };
+    text.chars().map(shown).collect()
+}
+
 /// Without control characters, which could play tricks on a terminal.
 fn visible(text: &str) -> String {
     single_line(text, LONGEST_LINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_line_keeps_its_places_and_plays_no_tricks() {
+        let text = "a\u{9b}b\u{61c}c\u{2028}d\u{200f}\u{e9}\u{1f600}";
+        assert_eq!(same_length(text), "a\u{b7}b\u{b7}c\u{fffd}d\u{fffd}\u{e9}\u{1f600}");
+        assert_eq!(same_length(text).len(), text.len());
+        let source = Arc::new(Source { path: "x.toml".to_owned(), text: text.to_owned() });
+        let fault = Diagnostic::text(Origin::File(text.len() - 4..text.len()), "key", "wrong");
+        let shown = Diagnostics::new(Some(source), vec![fault]).render_errors(false);
+        assert!(!shown.contains(['\u{9b}', '\u{61c}', '\u{2028}', '\u{200f}']), "{shown:?}");
+    }
 }

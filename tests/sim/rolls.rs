@@ -7,6 +7,7 @@ use paddock::supervisor::event::{Event, Request};
 use paddock::supervisor::id::{Generation, RequestId, SlotId, WorkerId};
 use paddock::supervisor::note::{Note, NoteKind};
 use paddock::supervisor::snapshot::{RollStage, Snapshot, WorkerState};
+use paddock::supervisor::verdict::Verdict;
 
 use super::judge::{Judge, Law, RollModel, Step};
 use super::model::{Life, Phase, Place};
@@ -181,7 +182,10 @@ impl Judge {
             return Err("the roll goes on without a canary".to_owned());
         };
         let hold = self.canary_hold(roll).unwrap_or_default();
-        let serves = canary.phase == Phase::Ready || canary.phase == Phase::Draining && canary.since == step.now;
+        // It may have been due at that very moment, and its drain over at once if it has no time.
+        let over_at_once = canary.policy.graceful.is_zero() && canary.kill == Some(Verdict::DrainDeadline);
+        let leaves = canary.phase == Phase::Draining || canary.phase == Phase::Killing && over_at_once;
+        let serves = canary.phase == Phase::Ready || leaves && canary.since == step.now;
         let held = serves && canary.ready_at.is_some_and(|at| at.after(hold) <= step.now);
         law!(held, "the roll goes on although {canary:?} did not hold");
         let (old, new) = (self.policy_of(step.before.generation), self.policy_of(step.after.generation));
