@@ -342,7 +342,10 @@ impl App {
 /// Puts a copy of a program in the place of another, as a package manager does: the old file lives on while it runs.
 pub(crate) fn install(from: &Path, at: &Path) {
     let new = at.with_extension("new");
-    fs::copy(from, &new).and_then(|_| fs::rename(&new, at)).expect("the program is installed");
+    // By another process: a child that another test starts meanwhile would hold our descriptor, and the file be "busy".
+    let copied = Command::new("cp").arg(from).arg(&new).status().expect("cp starts");
+    assert!(copied.success(), "cp fails");
+    fs::rename(&new, at).expect("the program is installed");
 }
 
 /// PATH and the marker by which everything that the test starts is known.
