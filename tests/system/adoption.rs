@@ -22,7 +22,7 @@ pub(crate) fn register(suite: &mut Suite) {
 
 /// How often the manager is killed; more of it by `PADDOCK_CRASHES`.
 fn times() -> u64 {
-    std::env::var("PADDOCK_CRASHES").ok().and_then(|times| times.parse().ok()).unwrap_or(3)
+    std::env::var("PADDOCK_CRASHES").ok().and_then(|times| times.parse().ok()).unwrap_or(2)
 }
 
 /// Kills the manager and waits until systemd has another one, and calls the service active.
