@@ -307,7 +307,11 @@ def main() -> None:
     parser.add_argument("--rows", default="*", help="names of rows, with * and ?, separated by commas (default: all)")
     parser.add_argument("--clients", default="1,8", help="numbers of clients (default: 1,8)")
     parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--repeat", type=int, default=1, help="measure each row so often; the table gives the median")
+    parser.add_argument("--repeat", type=int, default=3, help="measure the rows of --repeat-rows so often; the table gives the median (default: 3)")
+    parser.add_argument(
+        "--repeat-rows", default="uwsgi-rss-0,paddock-memory", help="the rows to repeat (default: uwsgi-rss-0,paddock-memory, which are compared)"
+    )
+    parser.add_argument("--minutes", type=float, default=17, help="begin no repeat after so many minutes (default: 17)")
     parser.add_argument("--limit", type=int, default=12, help="GiB that the whole experiment may hold (default: 12)")
     parser.add_argument("--resume", action="store_true", help="keep what an earlier, interrupted run has measured")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
@@ -317,7 +321,7 @@ def main() -> None:
         print("\n".join(f"{row.name:26}{row.family}: {row.settings.replace('`', '')}" for row in ROWS))
         return
     options = Options(given.paddock.resolve(), given.requests)
-    wanted = [row for row in ROWS if any(fnmatch.fnmatch(row.name, pattern) for pattern in given.rows.split(","))]
+    wanted = chosen(given.rows)
     if not wanted:
         sys.exit(f"no row is called {given.rows}; --list names them")
     STORE.mkdir(parents=True, exist_ok=True)
@@ -330,11 +334,41 @@ def main() -> None:
         sys.exit(1)
 
 
+def chosen(patterns: str) -> list[Row]:
+    return [row for row in ROWS if any(fnmatch.fnmatch(row.name, pattern) for pattern in patterns.split(","))]
+
+
+def busy(seconds: float = 0.5) -> float:
+    """The share of this machine's processors that is taken, by whatever else runs: nothing of ours does yet."""
+
+    def ticks() -> tuple[int, int]:
+        with open("/proc/stat") as lines:
+            fields = [int(field) for field in next(lines).split()[1:9]]
+        # Idle, and waiting for a disk.
+        return sum(fields), fields[3] + fields[4]
+
+    all_before, idle_before = ticks()
+    time.sleep(seconds)
+    all_after, idle_after = ticks()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+
+
 def run(wanted: list[Row], given: argparse.Namespace, options: Options) -> bool:
-    # Column by column within a row, and repeat by repeat over all rows, so that what is compared ran close together.
+    # Column by column within a row, and repeat by repeat over the rows, so that what is compared ran close together.
+    again = chosen(given.repeat_rows)
     plan = [
-        (repeat, row, int(clients)) for repeat in range(given.repeat) for row in wanted for clients in given.clients.split(",")
+        (repeat, row, int(clients))
+        for repeat in range(given.repeat)
+        for row in wanted
+        if not repeat or row in again
+        for clients in given.clients.split(",")
     ]
+    if not given.resume:
+        # An earlier run's figures must not be added to this one's; other rows' stay.
+        for row, clients in {(row.name, clients) for _, row, clients in plan}:
+            for path in STORE.glob(f"{row}.{clients}.*.json"):
+                path.unlink()
+    began = time.monotonic()
     accounts = Accounts(given.limit * 2**30)
     if accounts.why_not:
         print(f"==> no control group ({accounts.why_not}): memory is sampled, and paddock's limits are not enforced")
@@ -346,13 +380,18 @@ def run(wanted: list[Row], given: argparse.Namespace, options: Options) -> bool:
             if given.resume and path.exists():
                 print(f"{head}: kept", flush=True)
                 continue
+            if repeat and time.monotonic() - began > given.minutes * 60:
+                print(f"{head}: left out after {given.minutes:.0f} minutes", flush=True)
+                continue
             print(f"{head} …", end="", flush=True)
+            others = round(busy(), 3)
             try:
                 result = measure(row, clients, accounts, options)
             except (RuntimeError, OSError, redis.RedisError, subprocess.SubprocessError) as error:
                 print(f" failed: {type(error).__name__}: {error}", flush=True)
                 good = False
                 continue
+            result["others"] = others
             path.write_text(json.dumps(result))
             print(
                 f" peak {result['peak'] / MIB:.0f} MiB, largest worker {result['largest'] / MIB:.0f} MiB, lost {result['lost']}"
@@ -361,6 +400,7 @@ def run(wanted: list[Row], given: argparse.Namespace, options: Options) -> bool:
             )
     finally:
         accounts.close()
+    print(f"measured in {(time.monotonic() - began) / 60:.1f} minutes")
     return good
 
 

@@ -96,10 +96,10 @@ def write(found: list[dict], machine: dict, docs: pathlib.Path) -> None:
     (folder / "results.json").write_text(f'{{"machine":{json.dumps(machine)},\n"runs":[\n{lines}\n]}}\n')
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "clients", "requests", "source", *(f"after_{m}" for m in MARKS), "peak", "largest_worker", "lost", "workers", "slowest_s", "took_s", "date", "load"])
+        writer.writerow(["row", "clients", "requests", "source", *(f"after_{m}" for m in MARKS), "peak", "largest_worker", "lost", "workers", "slowest_s", "took_s", "date", "load", "others"])
         for run in found:
             marks = [run["at"].get(mark, "") for mark in MARKS]
-            rest = [run[key] for key in ("peak", "largest", "lost", "workers", "slowest", "took", "date", "load")]
+            rest = [run[key] for key in ("peak", "largest", "lost", "workers", "slowest", "took", "date", "load")] + [run.get("others", "")]
             writer.writerow([run["row"], run["clients"], run["requests"], run["source"], *marks, *rest])
     text = "\n".join(page(measured, counts, machine, found))
     path = docs / "leak-experiment.md"
@@ -117,7 +117,7 @@ def page(measured: dict[tuple[str, int], Cell], counts: list[int], machine: dict
     often = f"Rows with a range in brackets were measured {repeats} times: medians, and all requests added up. " if repeats > 1 else ""
     lines = [
         "",
-        f"Measured {dates[0] if dates[0] == dates[-1] else dates[0] + ' to ' + dates[-1]}: {machine['cpus']} processors (shared with other work), "
+        f"Measured {dates[0] if dates[0] == dates[-1] else dates[0] + ' to ' + dates[-1]}: {machine['cpus']} processors{others(found)}, "
         f"{machine['memory'] / 2**30:.0f} GiB of memory, no swap, Linux {machine['kernel']}, Python {machine['python']}; {versions}. {often}"
         "All memory in MiB.",
     ]
@@ -133,6 +133,14 @@ def page(measured: dict[tuple[str, int], Cell], counts: list[int], machine: dict
         "",
     ]
     return lines
+
+
+def others(found: list[dict]) -> str:
+    """What else the machine did, before each row was started."""
+    shares = sorted(run["others"] for run in found if "others" in run)
+    if len(shares) < len(found):
+        return " (shared with other work)"
+    return f" (of which other work took {statistics.median(shares):.0%}, at most {shares[-1]:.0%}, just before each row)"
 
 
 def label(row: Row) -> str:

@@ -217,6 +217,8 @@ const SERVICE: &[Row] = &[
         NotNeeded,
         "`paddock stop`, `paddock reload`; the others have no like",
     ),
+    row(&["worker-mount"], Changed, "every worker is number 1: what names another number is loaded by none"),
+    row(&["reload-os-env"], Kept, "at each request, as before"),
     row(&["chdir", "chdir2", "env", "procname", "procname-*", "auto-procname"], Kept, ""),
 ];
 
@@ -319,7 +321,13 @@ const PROCESSES: &[Row] = &[
     ),
     row(&["zergpool", "zerg-pool", "zerg-server"], Unsupported, "paddock holds the sockets, and shares them"),
     row(
-        &["privileged-binary-patch*", "unprivileged-binary-patch*", "worker-exec*", "fallback-config"],
+        &[
+            "privileged-binary-patch*",
+            "unprivileged-binary-patch*",
+            "worker-exec*",
+            "python-worker-override",
+            "fallback-config",
+        ],
         Unsupported,
         "name in `command` what is to run; a release that does not start is undone by the reload's canary",
     ),
