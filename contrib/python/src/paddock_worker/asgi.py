@@ -23,7 +23,6 @@ from unittest import mock
 
 import click
 import uvicorn
-from uvicorn.server import ServerState
 
 from . import apps, cli
 from .environment import Listener, backlog, listeners
@@ -62,21 +61,21 @@ _TLS_GRACE = 1.0
 """How long a drain leaves a TLS handshake, in seconds, to become a connection that uvicorn knows."""
 
 
-class _Served(ServerState):
-    """Uvicorn's own count of what it has answered, which it raises by one each time."""
+class _Total:
+    """Stands where uvicorn keeps its count of what it has answered, to which it adds one each time."""
+
+    __slots__ = ("_count", "_requests")
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        super().__init__()
+        self._count = requests.count
 
-    @property
-    def total_requests(self) -> int:
-        return self._requests.total
+    def __iadd__(self, one: int) -> _Total:
+        self._count()
+        return self
 
-    @total_requests.setter
-    def total_requests(self, value: int) -> None:
-        if value:
-            self._requests.count()
+    def __ge__(self, limit: int) -> bool:
+        return self._requests.total >= limit
 
 
 class _Watched:
@@ -148,7 +147,7 @@ class Server(uvicorn.Server):
         self._linger = linger
         self._pools_seen: Optional[int] = None
         if worker.requests.timeout is None:
-            self.server_state = _Served(worker.requests)
+            self.server_state.total_requests = _Total(worker.requests)  # type: ignore[assignment]
         self._executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
 
     @contextlib.contextmanager

@@ -98,17 +98,22 @@ class Requests:
         self._count(request is None)
 
     def count(self) -> None:
-        """One was served that never began, for a server that tells only of the end."""
-        self._count(False)
+        """One was served that never began, for a server that tells only of the end, and always in the same thread."""
+        # No lock: nobody else adds. :meth:`flush` clears the mark before it looks at the total, so that one of the two sees the other.
+        self.total = total = self.total + 1
+        if not self._woken or total == self.quota:
+            self._tell(total)
 
     def _count(self, unwatched: bool) -> None:
-        """Reported at once on reaching the quota, else at most every :attr:`REPORT_EVERY`."""
         with self._lock:
             self._unwatched -= unwatched
             self.total = total = self.total + 1
-            if self._woken and total != self.quota:
-                # The housekeeper comes by.
-                return
+        if not self._woken or total == self.quota:
+            self._tell(total)
+
+    def _tell(self, total: int) -> None:
+        """Reported at once on reaching the quota, else at most every :attr:`REPORT_EVERY`, by the housekeeper."""
+        with self._lock:
             now = monotonic()
             due = total == self.quota or now - self._reported_at >= self.REPORT_EVERY
             if due:
@@ -126,9 +131,10 @@ class Requests:
         Returns the seconds until the next visit. None: nothing was served since the last, so no more visits until woken.
         """
         with self._lock:
-            self._woken = self._reported < self.total
-            if not self._woken:
+            self._woken = False
+            if self._reported >= self.total:
                 return None
+            self._woken = True
             now = monotonic()
             wait = self._reported_at + self.REPORT_EVERY - now
             if wait > 0:
