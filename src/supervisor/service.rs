@@ -127,11 +127,14 @@ impl Supervisor {
             return;
         }
         self.told_extend = Some(cx.now);
+        // A worker that is drained has the time of its own generation.
+        let living = self.workers.values().map(|worker| worker.release.policy.graceful).max().unwrap_or_default();
         let policy = self.roll.as_ref().map_or(&self.active.policy, |roll| &roll.target.policy);
+        let graceful = policy.graceful.max(living);
         let ahead = if self.stop.is_some() {
-            policy.graceful
+            graceful
         } else {
-            policy.start.max(policy.graceful).max(policy.hold).max(policy.backoff_max).saturating_add(FENCE)
+            policy.start.max(graceful).max(policy.hold).max(policy.backoff_max).saturating_add(FENCE)
         };
         self.extend_service(ahead, cx);
     }
