@@ -1,14 +1,16 @@
 """What counting, watching and draining cost: each server alone against the same server under ``paddock_worker``.
 
-Usage: target/python-venv/bin/python contrib/python/benchmark.py [PAIRS] [SECONDS]      (needs wrk)
+Usage: target/python-venv/bin/python contrib/python/benchmark.py [PAIRS] [SECONDS] [SERVER]      (needs wrk)
 
-Eight connections, kept alive where the server can, in interleaved pairs. What is compared is the processor time of the serving
-process for one request (user and system, from /proc/PID/schedstat, in nanoseconds), because it does not depend on what else
-the machine is doing. A ratio of 0.98 means: 98 % of the requests that the server alone would have served in that time.
+Eight connections each, kept alive where the server can, in pairs that run at the same time, so that whatever else the machine
+does slows both. What is compared is the processor time of the serving process for one request (user and system, from
+/proc/PID/schedstat, in nanoseconds). A ratio of 0.98 means: 98 % of the requests that the server alone would have served in
+that time.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import shutil
 import signal
@@ -84,6 +86,8 @@ def main() -> None:
     seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     print(f"{'server':28}{'alone':>10}{'here':>10}{'ratio':>8}   (µs for one request; median of {pairs} pairs of {seconds} s)")
     for name, (alone, here) in PAIRS.items():
+        if len(sys.argv) > 3 and sys.argv[3] not in name:
+            continue
         directory = Path(tempfile.mkdtemp())
         manager = Manager(directory).bind()
         address = ("127.0.0.1", free_port())
@@ -93,10 +97,11 @@ def main() -> None:
             worker = manager.start(*here, WATCHDOG_USEC=30_000_000, PADDOCK_MAX_REQUESTS=10**9).ready()
             pid = eventually(lambda: answers(address), f"{name} answers")
             costs: tuple[list[float], list[float]] = ([], [])
-            for number in range(pairs):
-                both = [(0, pid, address), (1, worker.pid, manager.address)]
-                for which, process, where in both if number % 2 else reversed(both):
-                    costs[which].append(cost(process, where, seconds))
+            with concurrent.futures.ThreadPoolExecutor(2) as both:
+                for _ in range(pairs):
+                    halves = [both.submit(cost, *half, seconds) for half in ((pid, address), (worker.pid, manager.address))]
+                    for which, half in enumerate(halves):
+                        costs[which].append(half.result())
             ratio = statistics.median(one / other for one, other in zip(*costs))
             medians = [statistics.median(each) / 1000 for each in costs]
             print(f"{name:28}{medians[0]:10.1f}{medians[1]:10.1f}{ratio:8.3f}", flush=True)
