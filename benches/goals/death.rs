@@ -27,18 +27,18 @@ pub(crate) fn measure() -> Vec<Figure> {
 }
 
 fn in_mode(mode: Mode) -> Vec<Figure> {
-    let mut few = Fleet::start(mode, FEW + 1);
-    let mut many = Fleet::start(mode, MANY + 1);
-    // What follows a start in the background (thresholds of many groups) is no part of a death.
-    wait_until_idle(few.manager.pid());
-    wait_until_idle(many.manager.pid());
+    let mut many = idle_fleet(mode, MANY + 1);
     let (mut with_few, mut with_many) = (Vec::new(), Vec::new());
-    for turn in 0..KILLS {
-        with_few.push(kill(&mut few, turn));
-        with_many.push(kill(&mut many, turn));
+    // No slot is killed twice: the second time in ten seconds waits for `restart.backoff`.
+    for round in 0..KILLS / (FEW + 1) {
+        let mut few = idle_fleet(mode, FEW + 1);
+        for slot in 0..=FEW {
+            with_few.push(kill(&mut few, slot));
+            with_many.push(kill(&mut many, round * (FEW + 1) + slot));
+        }
+        few.manager.stop();
     }
     let (few_median, many_median) = (median(with_few.clone()), median(with_many.clone()));
-    few.manager.stop();
     many.manager.stop();
     let key = mode.key();
     vec![
@@ -51,9 +51,7 @@ fn in_mode(mode: Mode) -> Vec<Figure> {
 }
 
 /// Milliseconds from right before the kill to the first instruction of the replacement's `main`.
-fn kill(fleet: &mut Fleet, turn: usize) -> f64 {
-    // A stride that visits all slots.
-    let slot = turn * 67 % fleet.workers();
+fn kill(fleet: &mut Fleet, slot: usize) -> f64 {
     let victim = Process::open(fleet.pid(slot)).expect("a living worker");
     std::thread::sleep(PAUSE);
     let began = now();
@@ -63,11 +61,18 @@ fn kill(fleet: &mut Fleet, turn: usize) -> f64 {
     (tick.at - began) as f64 / 1e6
 }
 
-/// Until the process has not run for a second.
+/// What follows a start in the background (thresholds of many groups) is no part of a death.
+fn idle_fleet(mode: Mode, workers: usize) -> Fleet {
+    let fleet = Fleet::start(mode, workers);
+    wait_until_idle(fleet.manager.pid());
+    fleet
+}
+
+/// Until the process has not run for half a second.
 fn wait_until_idle(pid: u32) {
     let mut before = crate::usage::processor_time(pid);
-    for _ in 0..120 {
-        std::thread::sleep(Duration::from_secs(1));
+    for _ in 0..240 {
+        std::thread::sleep(Duration::from_millis(500));
         let after = crate::usage::processor_time(pid);
         if after == before {
             return;

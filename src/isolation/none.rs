@@ -228,8 +228,16 @@ impl NoFence {
 
     /// Everybody inside, zombies too; what is seen is remembered.
     fn members(&self) -> io::Result<Members> {
-        let table: HashMap<Pid, Stat> =
-            proc::all()?.into_iter().filter_map(|pid| proc::stat(pid).ok().map(|stat| (pid, stat))).collect();
+        Ok(self.members_among(&everybody()?))
+    }
+
+    /// The same. The look at all processes of the machine does not keep the loop from others.
+    async fn members_aside(&self) -> io::Result<Members> {
+        let table = tokio::task::spawn_blocking(everybody).await.map_err(io::Error::other)??;
+        Ok(self.members_among(&table))
+    }
+
+    fn members_among(&self, table: &HashMap<Pid, Stat>) -> Members {
         let look = |pid: Pid| table.get(&pid).copied();
         let found: Members = table
             .iter()
@@ -237,50 +245,28 @@ impl NoFence {
             .map(|(&pid, &stat)| (pid, stat))
             .collect();
         *self.known.borrow_mut() = found.iter().map(|&(pid, stat)| (pid, stat.start_time)).collect();
-        Ok(found)
+        found
     }
 
-    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more. Returns pidfds of
-    /// some that were signalled, and who was inside in the end.
-    fn kill_all(&self) -> io::Result<(Vec<OwnedFd>, Members)> {
-        let mut signalled = Vec::new();
-        let mut seen = HashSet::new();
-        loop {
-            let members = self.members()?;
-            let mut new: Members = members
-                .iter()
-                .filter(|(pid, stat)| !stat.is_over() && seen.insert((*pid, stat.start_time)))
-                .copied()
-                .collect();
-            // Parents first, or the first process may see its child die and end by itself.
-            new.sort_unstable_by_key(|&(pid, stat)| (stat.start_time, pid.as_raw_pid()));
-            if new.is_empty() {
-                return Ok((signalled, members));
-            }
-            for (pid, stat) in new {
-                let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
-                    continue;
-                };
-                // Between the look and the pidfd the number may have gone to somebody else.
-                let same = proc::stat(pid).is_ok_and(|now| now.start_time == stat.start_time);
-                if same
-                    && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
-                    && signalled.len() < proc::MOST_AWAITED
-                {
-                    signalled.push(pidfd);
-                }
-            }
-        }
+    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more.
+    fn kill_all(&self) -> io::Result<()> {
+        let mut hunt = Hunt::default();
+        while hunt.kill(&self.members()?) {}
+        Ok(())
     }
 
     async fn empty(&self) -> io::Result<()> {
         loop {
-            let (signalled, mut members) = self.kill_all()?;
-            if !signalled.is_empty() {
-                for pidfd in signalled {
+            let mut hunt = Hunt::default();
+            let mut members = self.members_aside().await?;
+            while hunt.kill(&members) {
+                members = self.members_aside().await?;
+            }
+            if !hunt.signalled.is_empty() {
+                for pidfd in hunt.signalled {
                     sys::watch(pidfd, Interest::READABLE)?.readable().await?.retain_ready();
                 }
-                members = self.members()?;
+                members = self.members_aside().await?;
             }
             let own = rustix::process::getpid().as_raw_pid();
             let mut waiting = false;
@@ -339,6 +325,46 @@ impl NoFence {
     fn failed(&self, what: &str) -> impl FnOnce(io::Error) -> FenceError {
         let what = format!("{what} {}", self.describe());
         move |error| FenceError { what, source: error.into() }
+    }
+}
+
+/// Every process of the machine.
+fn everybody() -> io::Result<HashMap<Pid, Stat>> {
+    Ok(proc::all()?.into_iter().filter_map(|pid| proc::stat(pid).ok().map(|stat| (pid, stat))).collect())
+}
+
+/// Killing a tree, look by look.
+#[derive(Default)]
+struct Hunt {
+    seen: HashSet<(Pid, u64)>,
+    /// Pidfds of some that were signalled.
+    signalled: Vec<OwnedFd>,
+}
+
+impl Hunt {
+    /// SIGKILL to those that were not seen before; whether there were any.
+    fn kill(&mut self, members: &Members) -> bool {
+        let mut new: Members = members
+            .iter()
+            .filter(|(pid, stat)| !stat.is_over() && self.seen.insert((*pid, stat.start_time)))
+            .copied()
+            .collect();
+        // Parents first, or the first process may see its child die and end by itself.
+        new.sort_unstable_by_key(|&(pid, stat)| (stat.start_time, pid.as_raw_pid()));
+        for (pid, stat) in &new {
+            let Ok(pidfd) = rustix::process::pidfd_open(*pid, PidfdFlags::empty()) else {
+                continue;
+            };
+            // Between the look and the pidfd the number may have gone to somebody else.
+            let same = proc::stat(*pid).is_ok_and(|now| now.start_time == stat.start_time);
+            if same
+                && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+                && self.signalled.len() < proc::MOST_AWAITED
+            {
+                self.signalled.push(pidfd);
+            }
+        }
+        !new.is_empty()
     }
 }
 
@@ -416,7 +442,7 @@ impl Fence for NoFence {
     }
 
     fn kill(&self) -> Result<(), FenceError> {
-        self.kill_all().map(drop).map_err(self.failed("killing"))
+        self.kill_all().map_err(self.failed("killing"))
     }
 
     fn death_facts(&self) -> LocalFuture<'_, DeathFacts> {
