@@ -49,12 +49,21 @@ fn main() -> ExitCode {
 impl Suite {
     /// A test of the service under systemd, skipped where systemd is not process 1 or this is not root.
     pub(crate) fn system(&mut self, name: &str, test: fn()) {
+        self.system_since(0, name, test);
+    }
+
+    /// One that is skipped where systemd is older than this, too.
+    pub(crate) fn system_since(&mut self, oldest: u32, name: &str, test: fn()) {
         self.push(Trial::ignorable_test(name, move || -> Result<Completion, Failed> {
             if !has_systemd() {
                 return Ok(Completion::ignored_with("systemd is not process 1 here"));
             }
             if !rustix::process::geteuid().is_root() {
                 return Ok(Completion::ignored_with("only root can install units"));
+            }
+            let version = service::systemd_version();
+            if version < oldest {
+                return Ok(Completion::ignored_with(format!("systemd {version} is older than {oldest}")));
             }
             test();
             Ok(Completion::Completed)

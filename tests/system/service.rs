@@ -65,6 +65,16 @@ pub(crate) fn systemctl_ok(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The number of systemd's release.
+#[track_caller]
+pub(crate) fn systemd_version() -> u32 {
+    let said = systemctl_ok(&["--version"]);
+    said.split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("no version: {said}"))
+}
+
 /// A property of a unit.
 #[track_caller]
 pub(crate) fn property(unit: &str, name: &str) -> String {

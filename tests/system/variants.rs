@@ -1,7 +1,6 @@
 //! The other ways to run it: below a user's own systemd, and without root in a delegated group.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +21,8 @@ use crate::support::suite::{Mode, Suite};
 pub(crate) fn register(suite: &mut Suite) {
     suite.system("x_systemd_user_mode", user_mode);
     suite.system("x_delegated_group_without_root", delegated);
-    suite.system("b27_delegated_workers_outlive_a_crash", delegated_adoption);
+    // DelegateSubgroup= (systemd.resource-control(5)).
+    suite.system_since(254, "b27_delegated_workers_outlive_a_crash", delegated_adoption);
 }
 
 /// The user for whom this runs; the lab's guests have it.
@@ -109,12 +109,6 @@ fn delegated_app() -> (App, PathBuf, [String; 2]) {
 
 /// With the shipped drop-in the manager has a leaf of its own, and systemd starts it again beside living workers.
 fn delegated_adoption() {
-    let version = systemctl_ok(&["--version"]);
-    let version: u32 = version.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a version");
-    if version < 254 {
-        let _ = writeln!(std::io::stderr(), "systemd {version} has no DelegateSubgroup=");
-        return;
-    }
     let (_app, config, [socket, unit]) = delegated_app();
     let directory = PathBuf::from("/run/systemd/system/paddock-delegated@.service.d");
     fs::create_dir_all(&directory).expect("a directory for it");
