@@ -198,6 +198,8 @@ class Server(uvicorn.Server):
         Uvicorn would close idle keep-alive connections at once, under the hands of a client that is just sending. Here each
         stays until it has been idle for the linger, and what comes on it is answered with ``Connection: close``.
         """
+        # The headers that uvicorn adds to every response: those to come say that the connection closes.
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         self._worker.stopping()
         await _stop_accepting(self.servers)
         for server in self.servers:
@@ -205,8 +207,6 @@ class Server(uvicorn.Server):
         for sock in sockets or []:
             sock.close()
         began = time.monotonic()
-        # The headers that uvicorn adds to every response: those to come say that the connection closes.
-        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         # What was accepted in the last turn of the loop is not yet among the connections.
         await asyncio.sleep(0.02)
         quiet: dict[Any, float] = {}
