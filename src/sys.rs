@@ -227,3 +227,21 @@ pub fn spawn_at(birthplace: &Birthplace, program: &Program<'_>) -> io::Result<Pi
     let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
     Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
 }
+
+/// Give back memory that only the start needed: what was freed of the heap (malloc_trim(3)), and this program's own pages,
+/// which the kernel takes from its page cache again where they are used (`MADV_DONTNEED`, madvise(2)).
+pub fn give_back() {
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let page = rustix::param::page_size();
+    let first = (&raw const __executable_start).addr().next_multiple_of(page);
+    let end = (&raw const etext).addr() / page * page;
+    let start = std::ptr::with_exposed_provenance_mut(first);
+    // SAFETY: between these two lie pages of the program's file that nobody ever writes to; read again they are the same.
+    let _ = unsafe { nix::libc::madvise(start, end.saturating_sub(first), nix::libc::MADV_DONTNEED) };
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing but the allocator's own free memory, under its lock.
+    let _ = unsafe { nix::libc::malloc_trim(0) };
+}
