@@ -151,6 +151,8 @@ pub struct StateFile {
     performed: Option<File>,
     /// Whether the last write failed: said once, not at every turn.
     failing: bool,
+    /// What was written last: its room is used again, for a replacement waits for every write.
+    text: Vec<u8>,
 }
 
 impl State {
@@ -163,7 +165,14 @@ impl State {
 impl StateFile {
     /// In the app's runtime directory; nothing is written yet.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), boot: boot_id(), sequence: 0, performed: None, failing: false }
+        Self {
+            directory: directory.to_owned(),
+            boot: boot_id(),
+            sequence: 0,
+            performed: None,
+            failing: false,
+            text: Vec::new(),
+        }
     }
 
     /// Go on where an earlier image of this process had written.
@@ -199,7 +208,10 @@ impl StateFile {
     /// # Errors
     /// What the kernel says: no space, read-only.
     pub fn save(&mut self, supervisor: &Supervisor, books: Books<'_>) -> Result<(), io::Error> {
-        let result = self.text(supervisor, books).and_then(|text| self.replace(&text));
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        let result = self.write(&mut text, supervisor, books).and_then(|()| self.replace(&text));
+        self.text = text;
         match result {
             Ok(()) => {
                 self.failing = false;
@@ -215,6 +227,12 @@ impl StateFile {
     /// # Errors
     /// It has no form: no state is known of which that is so.
     pub fn text(&mut self, supervisor: &Supervisor, books: Books<'_>) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        self.write(&mut text, supervisor, books)?;
+        Ok(text)
+    }
+
+    fn write(&mut self, text: &mut Vec<u8>, supervisor: &Supervisor, books: Books<'_>) -> io::Result<()> {
         self.sequence += 1;
         let view = StateView {
             version: VERSION,
@@ -229,7 +247,7 @@ impl StateFile {
             last_config: books.last_config,
             last_request: books.last_request,
         };
-        serde_json::to_vec(&view).map_err(io::Error::other)
+        serde_json::to_writer(text, &view).map_err(io::Error::other)
     }
 
     /// What was pending has been done.
