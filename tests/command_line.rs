@@ -3,18 +3,44 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use paddock::cli::Shell;
 use paddock::command::{completions, man};
 use snapbox::{Data, assert_data_eq};
 
-/// Run paddock where the golden files are named by relative paths.
+/// The golden configurations at their relative paths, as files of our own: root's manager takes nobody else's, and whose
+/// the checkout is does not matter here.
+struct Configurations(PathBuf);
+
+impl Configurations {
+    fn new(test: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("paddock-golden-{test}-{}", std::process::id()));
+        let to = directory.join("tests/golden/config");
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config")).unwrap() {
+            let from = entry.unwrap().path();
+            fs::write(to.join(from.file_name().unwrap()), fs::read(&from).unwrap()).unwrap();
+        }
+        Self(directory)
+    }
+}
+
+impl Drop for Configurations {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 fn paddock(arguments: &[&str]) -> Output {
+    paddock_in(Path::new(env!("CARGO_MANIFEST_DIR")), arguments)
+}
+
+fn paddock_in(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_paddock"))
         .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(directory)
         .env_remove("COLUMNS")
         .stdin(Stdio::null())
         .output()
@@ -59,9 +85,10 @@ fn help_teaches() {
 
 #[test]
 fn all_that_is_wrong_in_a_file_is_shown_with_its_line() {
+    let configurations = Configurations::new("wrong");
     for name in ["wrong", "combination", "syntax"] {
         let file = format!("tests/golden/config/{name}.toml");
-        let output = paddock(&["show-config", &file]);
+        let output = paddock_in(&configurations.0, &["show-config", &file]);
         assert_eq!(output.status.code(), Some(2), "{name}");
         assert_eq!(text(&output.stdout), "");
         assert_data_eq!(text(&output.stderr), golden(&format!("config/{name}.txt")));
@@ -72,10 +99,11 @@ fn all_that_is_wrong_in_a_file_is_shown_with_its_line() {
 fn values_are_shown_with_where_they_come_from() {
     let flags = ["--surge", "0", "--no-spread", "-e", "DEBUG=1", "--timeout-graceful=2min", "--limits-tasks-max", "99"];
     let arguments = [&["show-config", "tests/golden/config/full.toml"], flags.as_slice()].concat();
-    let output = paddock(&arguments);
+    let configurations = Configurations::new("full");
+    let output = paddock_in(&configurations.0, &arguments);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_data_eq!(text(&output.stdout), golden("config/full.txt"));
-    let output = paddock(&[arguments.as_slice(), &["--json"]].concat());
+    let output = paddock_in(&configurations.0, &[arguments.as_slice(), &["--json"]].concat());
     assert_data_eq!(text(&output.stdout), golden("config/full.json"));
 }
 
@@ -102,8 +130,9 @@ fn exit_codes_tell_wrong_text_from_a_missing_file() {
         (0, &["check", "--no-start", "tests/golden/config/full.toml"]),
         (0, &["--version"]),
     ];
+    let configurations = Configurations::new("codes");
     for (code, arguments) in cases {
-        let output = paddock(arguments);
+        let output = paddock_in(&configurations.0, arguments);
         assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", text(&output.stderr));
         assert_eq!(output.stderr.is_empty(), *code == 0 && !is_root_warning(&output), "{arguments:?}");
     }
