@@ -105,8 +105,10 @@ fn b34_forged(mode: Mode) {
     manager.wait_status(SOON, "the genuine message", |status| {
         status.workers().iter().any(|worker| worker.0["status_text"] == "genuine")
     });
-    assert_eq!(manager.log.count(|line| line.is("recycle-due")), 0, "the forged message was obeyed");
     let us = format!("process {}", std::process::id());
+    // The log and the status come to this process by different ways.
+    manager.log.wait(SOON, "the stranger is named", |line| line.message().contains(&us));
+    assert_eq!(manager.log.count(|line| line.is("recycle-due")), 0, "the forged message was obeyed");
     assert_eq!(manager.log.count(|line| line.message().contains(&us)), 1, "logged once, with the sender's pid");
 
     manager.ask(pid, "/notify?text=X_PADDOCK_RECYCLE=1");
