@@ -221,7 +221,8 @@ fn b33_signals(mode: Mode) {
         std::thread::sleep(Duration::from_millis(delay));
         manager.signal(Signal::TERM);
         assert_eq!(manager.wait_exit(SOON).code(), Some(0), "{delay} ms later");
-        manager.assert_nothing_left();
+        // A file that was being asked is killed as the manager ends; the kernel takes a moment for that.
+        proc::wait_until(SOON, "nothing is left of it", || manager.left().is_empty());
     }
 }
 

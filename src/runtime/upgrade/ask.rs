@@ -92,8 +92,6 @@ impl Question {
     /// Why it cannot take over, as a fragment.
     pub async fn answered(mut self) -> Result<(), String> {
         let Ok(ended) = tokio::time::timeout(PATIENCE, self.listen()).await else {
-            // Whoever reaps orphans reaps this one, whenever the kernel lets go of it.
-            let _ = self.process.signal(Signal(nix::libc::SIGKILL));
             return Err(format!("it did not answer within {} seconds", PATIENCE.as_secs()));
         };
         self.answer.take();
@@ -123,6 +121,14 @@ impl Question {
                 () = self.complaints.more() => {}
             }
         }
+    }
+}
+
+impl Drop for Question {
+    /// Nobody waits for its answer any more, be it that the manager ends. Whoever reaps orphans reaps this one, whenever the
+    /// kernel lets go of it.
+    fn drop(&mut self) {
+        let _ = self.process.signal(Signal(nix::libc::SIGKILL));
     }
 }
 
