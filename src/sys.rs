@@ -216,7 +216,7 @@ pub fn spawn_at(birthplace: &Birthplace, program: &Program<'_>) -> io::Result<Pi
     }
     let failed = io::Error::last_os_error();
     before.thread_set_mask()?;
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| pid > 0) else {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw) else {
         return Err(failed);
     };
     drop(failure_of_child);

@@ -23,6 +23,7 @@ use super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Isolation, Leftover, Leftovers,
     LocalFuture, MemoryReading, Mode,
 };
+use crate::aside::aside;
 use crate::sys;
 
 /// The environment variable that marks every process of a worker; its value is [`marker`].
@@ -233,7 +234,7 @@ impl NoFence {
 
     /// The same. The look at all processes of the machine does not keep the loop from others.
     async fn members_aside(&self) -> io::Result<Members> {
-        let table = tokio::task::spawn_blocking(everybody).await.map_err(io::Error::other)??;
+        let table = aside(everybody).await??;
         Ok(self.members_among(&table))
     }
 
@@ -314,7 +315,7 @@ impl NoFence {
         let reading = if pids.len() > 1 {
             // What a tree shares would be counted many times over; the exact way may block, so not on this thread.
             let look = move || pids.into_iter().map(proc::proportional).collect::<Vec<_>>();
-            self.total(tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?)
+            self.total(aside(look).await?)
         } else {
             self.total(pids.into_iter().map(proc::resident))
         };

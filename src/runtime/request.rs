@@ -1,5 +1,6 @@
 //! Requests of operators: from the control socket and by signal.
 
+use crate::aside::begin_aside;
 use crate::control::protocol::{ControlReply, ControlRequest};
 use crate::control::server::{Call, Reply};
 use crate::supervisor::action::Action;
@@ -51,7 +52,7 @@ impl Manager {
     pub(super) fn read_again(&mut self, waiting: Option<Reply>) {
         self.rereads.push(self.deeds.begin());
         let (source, answers) = (self.source.clone(), self.reread.clone());
-        tokio::task::spawn_blocking(move || {
+        begin_aside(move || {
             let result = source.read_again().map(Box::new);
             let _ = answers.send(Reread { waiting, result });
         });

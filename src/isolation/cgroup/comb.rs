@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::MemoryReading;
 use super::eventfd::{self, Eventfd};
+use crate::aside::begin_aside;
 
 /// Lines between the edge and the limit.
 const LINES: u64 = 16;
@@ -41,7 +42,7 @@ impl Comb {
             failed: Arc::clone(&failed),
             dropped: Arc::clone(&dropped),
         };
-        tokio::task::spawn_blocking(move || drawing.run());
+        begin_aside(move || drawing.run());
         Ok(Self { watch, from: edge, limit: now.limit, failed, dropped })
     }
 
