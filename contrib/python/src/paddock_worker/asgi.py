@@ -244,8 +244,11 @@ async def _stop_accepting(servers: Sequence[asyncio.AbstractServer]) -> None:
     """
     loop = asyncio.get_running_loop()
     for server in servers:
-        for sock in getattr(server, "sockets", None) or ():
-            # Of uvloop's own servers it knows nothing, and does nothing.
+        if not isinstance(server, asyncio.base_events.Server):
+            # Uvloop's, which makes the transport as it accepts; a turn more would be a turn in which it accepts more.
+            server.close()
+            continue
+        for sock in server.sockets:
             loop.remove_reader(sock.fileno())
     await asyncio.sleep(0)
 
