@@ -42,5 +42,7 @@ def test_what_was_accepted_in_the_last_turn_is_served() -> None:
     assert asyncio.run(scenario()) == ["served"]
 
 
-def test_a_server_without_sockets_is_left_alone() -> None:
-    asyncio.run(_stop_accepting([cast(Any, SimpleNamespace(sockets=None))]))
+def test_a_server_of_another_kind_is_closed_at_once() -> None:
+    closed: list[bool] = []
+    asyncio.run(_stop_accepting([cast(Any, SimpleNamespace(close=lambda: closed.append(True)))]))
+    assert closed == [True]
