@@ -171,7 +171,14 @@ impl Judge {
     fn start_wait(&self, start: &Start, step: &Step<'_>) -> Law {
         let until = step.before.slots.iter().find(|view| view.slot == start.slot).and_then(|view| view.backoff_until);
         let disturbed = step.before.roll.is_some() || step.after.roll.is_some() || step.request().is_some();
-        let fine = matches!(step.event, Some(Event::Exited { .. } | Event::Message { .. }));
+        let fine = match step.event {
+            Some(Event::Exited { .. } | Event::Message { .. }) => true,
+            // No world says so, but a fuzzer: that the start of a worker failed that had been ready.
+            Some(Event::StartFailed { worker, .. }) => {
+                step.before.workers.iter().any(|view| view.worker == *worker && view.ready_at.is_some())
+            }
+            _ => false,
+        };
         if let Some(until) = until {
             law!(until <= step.now || disturbed || fine, "{start:?} although the slot waits until {until}");
         }
