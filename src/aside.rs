@@ -20,9 +20,23 @@ pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
 pub fn begin_aside(work: impl FnOnce() + Send + 'static) {
     let work = Arc::new(Mutex::new(Some(work)));
     let theirs = Arc::clone(&work);
-    if std::thread::Builder::new().name("aside".to_owned()).spawn(move || once(&theirs)).is_err() {
+    if thread("aside", move || once(&theirs)).is_err() {
         once(&work);
     }
+}
+
+/// Begin a thread of this process that is not the loop. Signals are for the loop: one that a thread took while the program
+/// is replaced in place would be lost.
+///
+/// # Errors
+/// The kernel gives none (`pthread_create(3)`).
+pub fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let work = move || {
+        // It fails only for a set that the kernel cannot read.
+        let _ = nix::sys::signal::SigSet::all().thread_block();
+        work();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 fn once(work: &Mutex<Option<impl FnOnce()>>) {

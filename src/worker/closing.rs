@@ -15,6 +15,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt}
 use tokio::sync::Notify;
 
 use super::notify::DESCRIPTORS_MAX;
+use crate::aside::thread;
 
 /// With so many waiting to be closed, nothing more is taken.
 const MANY: usize = 64;
@@ -86,14 +87,12 @@ impl Closing {
         }
         let shared = Arc::clone(&self.0);
         // Without a thread they stay open until the next one comes: closing them here is what must not be.
-        queue.running = std::thread::Builder::new().name("closing".to_owned()).spawn(move || shared.work()).is_ok();
+        queue.running = thread("closing", move || shared.work()).is_ok();
     }
 }
 
 impl Shared {
     fn work(&self) {
-        // Signals are for the loop. It fails only for a set that the kernel cannot read.
-        let _ = nix::sys::signal::SigSet::all().thread_block();
         loop {
             let next = {
                 let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

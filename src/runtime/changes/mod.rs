@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::clock;
+use crate::aside::thread;
 use burst::Burst;
 use tree::Tree;
 
@@ -72,9 +73,7 @@ pub enum WatchError {
 pub fn watch(paths: &[PathBuf], excluded: &Path) -> Result<UnboundedReceiver<News>, WatchError> {
     let tree = Tree::new(paths, excluded)?;
     let (tell, news) = unbounded_channel();
-    std::thread::Builder::new()
-        .name("changes".to_owned())
-        .spawn(move || listen(tree, &tell))
+    thread("changes", move || listen(tree, &tell))
         .map_err(|error| WatchError::Other { what: "starting a thread".to_owned(), source: errno(&error) })?;
     Ok(news)
 }
