@@ -50,6 +50,11 @@ fn send(to: impl AsFd, text: &[u8], fd: std::os::fd::BorrowedFd<'_>) -> std::io:
     Ok(())
 }
 
+/// Close our copy elsewhere: where the manager has closed its own already, it is us who have to wait.
+fn let_go(fd: OwnedFd) {
+    std::thread::spawn(move || drop(fd));
+}
+
 /// The worker. It says that it is ready only when all is sent that is to hold the manager up.
 pub(crate) fn run() -> ExitCode {
     let mean = || -> std::io::Result<(Vec<TcpStream>, Vec<UnixStream>)> {
@@ -59,6 +64,7 @@ pub(crate) fn run() -> ExitCode {
         for _ in 0..10 {
             let (fd, peer) = slow()?;
             send(&notify, b"STATUS=with a present", fd.as_fd())?;
+            let_go(fd);
             peers.push(peer);
         }
         // One more than are kept there, so that the first is let go of.
@@ -67,6 +73,7 @@ pub(crate) fn run() -> ExitCode {
             if number < 3 {
                 let (fd, peer) = slow()?;
                 send(&stream, b"x", fd.as_fd())?;
+                let_go(fd);
                 peers.push(peer);
             }
             connections.push(stream);
