@@ -52,7 +52,11 @@ def test_no_task_is_lost_through_recycles_a_reload_and_oom_kills(paddock: Paddoc
 
     eventually(lambda: len(set(broker.names("ended"))) >= count // 3, "a third is done", 600)
     command = [program() or "", "--runtime-directory", str(paddock.directory / "run"), "reload", "tasks"]
-    reload = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    for _ in range(20):
+        reload = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if "did not hold: oom-kill" not in reload.stderr:
+            break
+        # A hungry task came to the canary, so the roll was rightly undone.
     assert reload.returncode == 0, reload.stderr
     eventually(lambda: set(broker.names("ended")) == wanted, "every task has ended", 600)
     took = time.monotonic() - began
