@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use crate::support::http::{self, Client, Target};
 use crate::support::load::{Load, Running};
 use crate::support::manager::{App, Manager, SOON};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::status::{Status, Worker};
 use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
@@ -28,17 +29,19 @@ pub(crate) fn register(suite: &mut Suite) {
 
 /// Clients with a connection for each request, and clients that keep theirs.
 fn load(target: &Target) -> [Running; 2] {
-    [false, true].map(|keep_alive| Load { clients: 4, keep_alive, rate: Some(60.0), ..Load::default() }.start(target))
+    [false, true].map(|keep_alive| {
+        Load { clients: 4, keep_alive, rate: Some(pace::rate(60.0)), ..Load::default() }.start(target)
+    })
 }
 
-fn answered(load: &[Running; 2]) -> usize {
-    load.iter().map(Running::answered).sum()
+fn answered(load: &[Running; 2]) -> u64 {
+    load.iter().map(|load| load.answered() as u64).sum()
 }
 
 /// Until so many more requests have been answered.
 #[track_caller]
-fn serve_on(load: &[Running; 2], more: usize) {
-    let until = answered(load) + more;
+fn serve_on(load: &[Running; 2], more: u64) {
+    let until = answered(load) + pace::share(more);
     proc::wait_until(SOON, "answers", || answered(load) >= until);
 }
 
@@ -162,7 +165,9 @@ fn unseen_death(mode: Mode) {
 }
 
 fn unseen_oom_kill(mode: Mode) {
-    let app = App::new(mode).set("workers", 2).set("memory.max", "64M").worker("direct", 1);
+    // The soft limit hardly below the hard one: with nobody to lift it, the kernel slows down whoever is over it.
+    let app = App::new(mode).set("workers", 2).set("memory.max", "64M").set("memory.recycle_at", "99%");
+    let app = app.worker("direct", 1);
     let mut manager = app.start_ready(2);
     let before = manager.status().ready_by_slot();
     manager.crash();
@@ -262,7 +267,8 @@ fn is_whole(status: &Status, workers: usize) -> bool {
 /// Until the app is whole and nothing besides lives.
 #[track_caller]
 fn wait_whole(manager: &Manager, workers: usize) -> Status {
-    let (control, until) = (manager.app.dir.path().join("run/control"), Instant::now() + Duration::from_mins(1));
+    let (control, until) =
+        (manager.app.dir.path().join("run/control"), Instant::now() + pace::patient(Duration::from_mins(1)));
     loop {
         // Load goes on, and with it recycles: the two must agree at one moment.
         let (status, left) = (Status::ask(&control), manager.left());

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use crate::support::http::InFlight;
 use crate::support::load::Load;
 use crate::support::manager::{App, SOON};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::stall::assert_median_of_three;
 use crate::support::suite::{EVERYWHERE, Mode, Suite};
@@ -23,7 +24,7 @@ pub(crate) fn register(suite: &mut Suite) {
 
 fn b06_kill_one(mode: Mode) {
     let manager = App::new(mode).set("workers", 4).worker("direct", 1).start_ready(4);
-    let load = Load { clients: 4, rate: Some(60.0), ..Load::default() }.start(&manager.target());
+    let load = Load { clients: 4, rate: Some(pace::rate(60.0)), ..Load::default() }.start(&manager.target());
     assert_median_of_three("from the kill to its replacement's READY", Duration::from_millis(500), || {
         let before = manager.wait_ready(4);
         // The slot's restart delay is forgotten after ten seconds of being ready; another slot has none yet.
@@ -79,7 +80,10 @@ fn b12_verdicts(mode: Mode) {
 }
 
 fn b14_watchdog(mode: Mode) {
-    let app = App::new(mode).set("workers", 2).set("timeouts.watchdog", "2s").set("timeouts.abort", "500ms");
+    let app = App::new(mode)
+        .set("workers", 2)
+        .set("timeouts.watchdog", pace::patient_text(Duration::from_secs(2)))
+        .set("timeouts.abort", "500ms");
     let manager = app.worker("direct", 1).start_ready(2);
     assert_median_of_three("from the last ping to SIGABRT", Duration::from_millis(2200), || {
         let victim = *manager.wait_ready(2).ready_pids().last().expect("a worker");
@@ -87,7 +91,11 @@ fn b14_watchdog(mode: Mode) {
         manager.ask(victim, "/hang");
         let killing = manager.log.wait(SOON, "the kill", |line| line.is_of("worker-killing", victim));
         assert_eq!(killing.reason(), "watchdog", "{killing}");
-        assert!(killing.at - asked >= Duration::from_millis(950), "shot {:?} after it was well", killing.at - asked);
+        assert!(
+            killing.at - asked >= pace::patient(Duration::from_millis(950)),
+            "shot {:?} after it was well",
+            killing.at - asked
+        );
         let died = manager.log.wait(SOON, "its death", |line| line.is_of("worker-died", victim));
         assert_eq!(died.reason(), "watchdog", "{died}");
         assert!(died.message().contains("watchdog"), "{died}");
@@ -98,7 +106,9 @@ fn b14_watchdog(mode: Mode) {
 
 /// SIGABRT first, for a stack dump or a core; SIGKILL when that did not help.
 fn b14_abort(mode: Mode) {
-    let app = App::new(mode).set("timeouts.watchdog", "1s").set("timeouts.abort", "700ms");
+    let app = App::new(mode)
+        .set("timeouts.watchdog", pace::patient_text(Duration::from_secs(1)))
+        .set("timeouts.abort", "700ms");
     let manager = app.worker("direct", 1).worker("ignore_abort", 1).start_ready(1);
     let victim = *manager.status().ready_pids().last().expect("a worker");
     let request = InFlight::send(&manager.direct(victim), "/sleep?ms=60000", SOON);
@@ -127,7 +137,7 @@ fn b28_crash_loop(mode: Mode) {
     let app = App::new(mode).set("workers", 3).worker("refuse_slots", "2");
     let mut manager = app.start();
     manager.wait_told_ready(SOON);
-    let load = Load { clients: 2, rate: Some(20.0), ..Load::default() }.start(&manager.target());
+    let load = Load { clients: 2, rate: Some(pace::rate(20.0)), ..Load::default() }.start(&manager.target());
     let first = manager
         .log
         .wait(SOON, "the first start in slot 2", |line| line.is("worker-starting") && line.slot() == Some(2));

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use crate::support::http;
 use crate::support::load::Load;
 use crate::support::manager::{App, Manager, SOON};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::suite::{EVERYWHERE, Mode, Suite};
 
@@ -80,7 +81,7 @@ fn each_change_is_one_roll(mode: Mode) {
 fn broken_module(mode: Mode) {
     let manager = watched(mode).set("workers", 2).start_ready(2);
     let old = manager.status().ready_pids();
-    let load = Load { clients: 4, rate: Some(100.0), ..Load::default() }.start(&manager.target());
+    let load = Load { clients: 4, rate: Some(pace::rate(100.0)), ..Load::default() }.start(&manager.target());
     proc::wait_until(SOON, "load", || load.answered() > 20);
     manager.switch("refuse=3\n");
     manager.log.wait(SOON, "the roll is undone", |line| line.is("reload-undone"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::support::cgroup;
 use crate::support::http::{self, InFlight};
 use crate::support::manager::{App, Manager, SOON};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
 
@@ -24,8 +25,10 @@ fn b11_oom_kill(mode: Mode) {
     let manager = app.worker("direct", 1).start_ready(3);
     let pids: Vec<u32> = manager.status().ready_pids().into_iter().collect();
     let slot_of_victim = manager.status().ready_by_slot().into_iter().find(|(_, pid)| *pid == pids[0]).unwrap().0;
-    let others: Vec<InFlight> =
-        pids[1..].iter().map(|pid| InFlight::send(&manager.direct(*pid), "/sleep?ms=1500", SOON)).collect();
+    let others: Vec<InFlight> = pids[1..]
+        .iter()
+        .map(|pid| InFlight::send(&manager.direct(*pid), &format!("/sleep?ms={}", pace::millis(1500)), SOON))
+        .collect();
     let _lost = http::get(&manager.direct(pids[0]), "/leak?mb=128");
 
     let died = manager.log.wait(SOON, "its death", |line| line.is_of("worker-died", pids[0]));
@@ -78,7 +81,11 @@ fn b13_soft_limit(mode: Mode) {
     let app = App::new(mode).set("memory.max", "240M").set("memory.recycle_at", "80M").worker("direct", 1);
     let manager = app.start_ready(1);
     let old = *manager.status().ready_pids().first().unwrap();
-    let request = InFlight::send(&manager.direct(old), "/grow?mb=120&step=4&pause=10&then=4000", SOON);
+    let request = InFlight::send(
+        &manager.direct(old),
+        &format!("/grow?mb=120&step=4&pause=10&then={}", pace::millis(4000)),
+        SOON,
+    );
     let due = manager.log.wait(SOON, "the soft limit", |line| line.is_of("recycle-due", old));
     assert_eq!(due.reason(), "memory", "{due}");
     let drained = manager.log.wait(SOON, "its drain", |line| line.is_of("drain-started", old));
@@ -109,8 +116,12 @@ fn b13_outrun(mode: Mode) {
     let app = App::new(mode).set("memory.max", "240M").set("memory.recycle_at", "80M").worker("direct", 1);
     let manager = app.start_ready(1);
     let old = *manager.status().ready_pids().first().unwrap();
-    manager.switch("ready_delay_ms=4000\n");
-    let request = InFlight::send(&manager.direct(old), "/grow?mb=180&step=4&pause=20&then=1000", SOON);
+    manager.switch(&format!("ready_delay_ms={}\n", pace::millis(4000)));
+    let request = InFlight::send(
+        &manager.direct(old),
+        &format!("/grow?mb=180&step=4&pause=20&then={}", pace::millis(1000)),
+        SOON,
+    );
     manager
         .log
         .wait(SOON, "drain-first", |line| line.is_of("drain-first", old) || line.message().contains("drain-first"));

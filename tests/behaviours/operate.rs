@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use crate::support::http::{self, Target};
 use crate::support::load::Load;
 use crate::support::manager::{App, SOON, Socket, paddock, run_within};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::suite::{EVERYWHERE, Mode, Suite};
 
@@ -70,7 +71,7 @@ fn b31_scale(mode: Mode) {
     let three = manager.wait_ready(3).ready_pids();
     assert!(first.is_subset(&three), "the others stay");
 
-    let load = Load { clients: 4, rate: Some(50.0), ..Load::default() }.start(&manager.target());
+    let load = Load { clients: 4, rate: Some(pace::rate(50.0)), ..Load::default() }.start(&manager.target());
     manager.signal(Signal::TTOU);
     let two = manager.wait_ready(2).ready_pids();
     let drained = &three - &two;
@@ -140,7 +141,7 @@ fn b39_check(mode: Mode) {
     let target = Target::Unix(app.dir.path().join("own.sock"));
     let manager = app.start_ready(2);
     let (before, lines) = (manager.status().ready_pids(), manager.log.mark());
-    let load = Load { clients: 4, rate: Some(50.0), ..Load::default() }.start(&target);
+    let load = Load { clients: 4, rate: Some(pace::rate(50.0)), ..Load::default() }.start(&target);
     let output = check(&manager.app);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let report = load.stop();

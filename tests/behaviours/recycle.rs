@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::http;
 use crate::support::load::Load;
 use crate::support::manager::{App, Manager, SOON};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::status::Worker;
 use crate::support::suite::{EVERYWHERE, Mode, Suite};
@@ -27,28 +28,39 @@ pub(crate) fn register(suite: &mut Suite) {
 fn b07_quota(mode: Mode) {
     let app = App::new(mode).set("workers", 4).set("recycle.max_requests", 50);
     let manager = app.start_ready(4);
-    let load = Load { clients: 16, rate: Some(130.0), total: Some(4000), ..Load::default() };
+    let requests = pace::share(4000);
+    let load = Load { clients: 16, rate: Some(pace::rate(130.0)), total: Some(requests), ..Load::default() };
     let report = load.run(&manager.target());
     report.assert_none_lost();
-    assert_eq!(report.total(), 4000);
+    assert_eq!(u64::try_from(report.total()), Ok(requests));
     manager.wait_ready(4);
-    let recycles = manager.log.count(|line| line.is("drain-started") && line.reason() == "quota");
-    assert!(recycles >= 60, "{recycles} recycles");
+    let recycles = quota_recycles(&manager);
+    assert!(recycles >= pace::share(60), "{recycles} recycles");
     let history = timeline(&manager.log.lines(), 4);
     assert!(history.least_ready >= 4 && history.most_alive <= 5, "{history:?}");
     assert_eq!(manager.log.count(|line| line.is("worker-died") && line.reason() != "drained"), 0);
     manager.stop();
 }
 
+fn quota_recycles(manager: &Manager) -> u64 {
+    manager.log.all(|line| line.is("drain-started") && line.reason() == "quota").len() as u64
+}
+
 fn b08_keep_alive(mode: Mode) {
     let app = App::new(mode).set("workers", 4).set("recycle.max_requests", 50);
     let manager = app.start_ready(4);
-    let load = Load { clients: 16, keep_alive: true, rate: Some(130.0), total: Some(2000), ..Load::default() };
+    let load = Load {
+        clients: 16,
+        keep_alive: true,
+        rate: Some(pace::rate(130.0)),
+        total: Some(pace::share(2000)),
+        ..Load::default()
+    };
     let report = load.run(&manager.target());
     report.assert_none_lost();
     manager.wait_ready(4);
-    let recycles = manager.log.count(|line| line.is("drain-started") && line.reason() == "quota");
-    assert!(recycles >= 8, "{recycles} recycles");
+    let recycles = quota_recycles(&manager);
+    assert!(recycles >= pace::share(8), "{recycles} recycles");
     assert!(timeline(&manager.log.lines(), 4).least_ready >= 4);
     manager.stop();
 }

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use crate::support::cgroup;
 use crate::support::log::Line;
 use crate::support::manager::{App, Manager, SOON};
+use crate::support::pace;
 use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -110,20 +111,27 @@ fn b05_none_starts(mode: Mode) {
 }
 
 fn b15_start_timeout(mode: Mode) {
-    let app = App::new(mode).set("workers", 3).set("timeouts.start", "1s").set("timeouts.graceful", "1s");
+    // The other two have to be ready by then.
+    let start = pace::patient_text(Duration::from_secs(1));
+    let app = App::new(mode).set("workers", 3).set("timeouts.start", start.as_str()).set("timeouts.graceful", "1s");
     let mut manager = app.worker("hang_slots", "2").start();
     manager.wait_told_ready(SOON);
     let died = manager.log.wait(SOON, "the death of the worker that hangs", |line| line.is("worker-died"));
     assert_eq!((died.slot(), died.reason()), (Some(2), "start-timeout"), "{died}");
     let started = manager.log.wait(SOON, "its start", |line| line.is("worker-starting") && line.slot() == Some(2));
-    assert!(died.at - started.at >= Duration::from_millis(950), "killed after {:?}", died.at - started.at);
+    assert!(
+        died.at - started.at >= pace::patient(Duration::from_millis(950)),
+        "killed after {:?}",
+        died.at - started.at
+    );
     assert_eq!(manager.log.count(|line| line.is("worker-died") && line.slot() != Some(2)), 0);
     assert_eq!(manager.status().ready_pids().len(), 2);
     manager.stop();
 }
 
 fn b16_slow_start(mode: Mode) {
-    let app = App::new(mode).set("timeouts.start", "10s").worker("ready_delay_ms", 6000);
+    let start = pace::patient_text(Duration::from_secs(10));
+    let app = App::new(mode).set("timeouts.start", start).worker("ready_delay_ms", 6000);
     let manager = app.start_ready(1);
     assert_eq!(manager.log.count(|line| line.is("worker-died")), 0, "the slow starter was killed");
     manager.stop();

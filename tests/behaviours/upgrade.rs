@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use crate::support::http::{self, InFlight};
 use crate::support::load::Load;
 use crate::support::manager::{App, Manager, SOON, install, paddock};
+use crate::support::pace;
 use crate::support::proc;
 use crate::support::stand_in;
 use crate::support::suite::{EVERYWHERE, FENCED, Mode, Suite};
@@ -63,11 +64,14 @@ fn upgrade(manager: &Manager) {
 }
 
 fn b33_under_load(mode: Mode) {
-    let app = App::new(mode).own_program().set("workers", 4).set("timeouts.watchdog", "5s");
+    let app = App::new(mode)
+        .own_program()
+        .set("workers", 4)
+        .set("timeouts.watchdog", pace::patient_text(Duration::from_secs(5)));
     let app = app.set("recycle.max_requests", 100_000).set("memory.max", "256M").set("memory.budget", "2G");
     let manager = app.start_ready(4);
     let before = manager.status();
-    let load = Load { rate: Some(200.0), ..Load::default() }.start(&manager.target());
+    let load = Load { rate: Some(pace::rate(200.0)), ..Load::default() }.start(&manager.target());
     let mut open = None;
     for _ in 0..5 {
         upgrade(&manager);
@@ -96,7 +100,7 @@ fn b33_refused(mode: Mode) {
     let manager = App::new(mode).own_program().set("workers", 2).start_ready(2);
     let (image, pids) = (running(&manager), manager.status().ready_pids());
     let program = manager.app.program().to_owned();
-    let load = Load { clients: 2, rate: Some(20.0), ..Load::default() }.start(&manager.target());
+    let load = Load { clients: 2, rate: Some(pace::rate(20.0)), ..Load::default() }.start(&manager.target());
     let refused = |why: &str| {
         let mark = manager.log.mark();
         manager.signal(Signal::USR2);
@@ -129,10 +133,10 @@ fn b33_refused(mode: Mode) {
 
 /// The roll goes on, and whoever waits for its end is told.
 fn b33_in_a_roll(mode: Mode) {
-    let app = App::new(mode).own_program().set("workers", 3).worker("ready_delay_ms", 300);
+    let app = App::new(mode).own_program().set("workers", 3).worker("ready_delay_ms", pace::millis(300));
     let manager = app.start_ready(3);
     let before = manager.status().ready_pids();
-    let load = Load { rate: Some(60.0), ..Load::default() }.start(&manager.target());
+    let load = Load { rate: Some(pace::rate(60.0)), ..Load::default() }.start(&manager.target());
     let reload = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| manager.cli("reload", &[]));
         manager.log.wait(SOON, "the canary", |line| line.is("worker-starting") && line.number("generation") == Some(2));
@@ -149,11 +153,12 @@ fn b33_in_a_roll(mode: Mode) {
 }
 
 fn b33_start_and_drain(mode: Mode) {
-    let app = App::new(mode).own_program().set("workers", 2).worker("direct", 1).worker("ready_delay_ms", 700);
+    let app =
+        App::new(mode).own_program().set("workers", 2).worker("direct", 1).worker("ready_delay_ms", pace::millis(700));
     let manager = app.start_ready(2);
     let slots = manager.status().ready_by_slot();
     let old = slots[&0];
-    let request = InFlight::send(&manager.direct(old), "/sleep?ms=3000", SOON);
+    let request = InFlight::send(&manager.direct(old), &format!("/sleep?ms={}", pace::millis(3000)), SOON);
     std::thread::scope(|scope| {
         let recycle = scope.spawn(|| manager.cli("recycle", &["0"]));
         manager.log.wait(SOON, "the replacement's start", |line| {
@@ -174,10 +179,14 @@ fn b33_start_and_drain(mode: Mode) {
 }
 
 fn b33_during_the_stop(mode: Mode) {
-    let app = App::new(mode).own_program().set("workers", 2).worker("direct", 1).set("timeouts.graceful", "10s");
+    let app = App::new(mode)
+        .own_program()
+        .set("workers", 2)
+        .worker("direct", 1)
+        .set("timeouts.graceful", pace::patient_text(Duration::from_secs(10)));
     let mut manager = app.start_ready(2);
     let busy = *manager.status().ready_pids().first().unwrap();
-    let request = InFlight::send(&manager.direct(busy), "/sleep?ms=2500", SOON);
+    let request = InFlight::send(&manager.direct(busy), &format!("/sleep?ms={}", pace::millis(2500)), SOON);
     manager.signal(Signal::TERM);
     manager.log.wait(SOON, "the drain", |line| line.is_of("drain-started", busy));
     upgrade(&manager);
@@ -305,7 +314,7 @@ fn b33_worker_sockets(mode: Mode) {
     manager.wait_status(SOON, "what was said", |status| {
         status.workers().first().is_some_and(|worker| worker.0["status_text"] == "heard later")
     });
-    assert!(began.elapsed() < SOON);
+    assert!(began.elapsed() < pace::patient(SOON));
     manager.ask(pid, "/notify?text=X_PADDOCK_RECYCLE=1");
     let died = manager.log.wait(SOON, "its end", |line| line.is_of("worker-died", pid));
     assert_eq!(died.reason(), "drained", "{died}");
@@ -321,7 +330,9 @@ fn crashes_and_upgrades(mode: Mode) {
     let target = manager.target();
     let load: Vec<_> = [false, true]
         .into_iter()
-        .map(|keep_alive| Load { clients: 4, keep_alive, rate: Some(100.0), ..Load::default() }.start(&target))
+        .map(|keep_alive| {
+            Load { clients: 4, keep_alive, rate: Some(pace::rate(100.0)), ..Load::default() }.start(&target)
+        })
         .collect();
     for number in 1..=CRASHES {
         manager.crash();

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::pace;
+
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -83,8 +85,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects; `patience` bounds each read and write.
+    /// Connects; `patience`, stretched for slow machines, bounds each read and write.
     pub(crate) fn connect(target: &Target, patience: Duration) -> Result<Self, Failure> {
+        let patience = pace::patient(patience);
         let stream: Box<dyn Stream> = match target {
             Target::Tcp(address) => {
                 let stream = TcpStream::connect_timeout(address, patience)?;

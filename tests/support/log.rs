@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::pace;
+
 /// One line.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
@@ -169,6 +171,7 @@ impl Log {
     /// As [`Self::try_wait_after`]; that it does not come fails the test.
     #[track_caller]
     pub(crate) fn wait_after(&self, mark: usize, bound: Duration, what: &str, fits: impl Fn(&Line) -> bool) -> Line {
+        let bound = pace::patient(bound);
         self.try_wait_after(mark, bound, fits).unwrap_or_else(|| panic!("not in the log within {bound:?}: {what}"))
     }
 

@@ -20,11 +20,12 @@ use super::cgroup::Group;
 use super::http::{self, Reply, Target};
 use super::log::Log;
 use super::notify::Receiver;
+use super::pace::{patient, patient_text};
 use super::proc::{self, Process};
 use super::status::Status;
 use super::suite::Mode;
 
-/// The bound of waits that usually take no time at all.
+/// The bound of waits that usually take no time at all; whoever waits stretches it for slow machines.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// The program under test.
@@ -190,8 +191,8 @@ impl App {
         app.put("isolation", mode.key());
         app.put("command", vec![worker, "--worker".to_owned()]);
         app.put("log.format", "json");
-        app.put("timeouts.start", "20s");
-        app.put("timeouts.graceful", "20s");
+        app.put("timeouts.start", patient_text(SOON));
+        app.put("timeouts.graceful", patient_text(SOON));
         app.put("reload.hold", "200ms");
         app.put("environment.W_DIR", app.dir.path().display().to_string());
         app.put("environment.W_SWITCH", app.switch_path().display().to_string());
@@ -439,6 +440,7 @@ impl Manager {
     /// Waits until the status is as wanted.
     #[track_caller]
     pub(crate) fn wait_status(&self, bound: Duration, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+        let bound = patient(bound);
         let until = Instant::now() + bound;
         loop {
             let status = Status::ask(&self.app.dir.path().join("run/control"));
@@ -461,6 +463,7 @@ impl Manager {
     /// Waits for `READY=1`.
     #[track_caller]
     pub(crate) fn wait_told_ready(&mut self, bound: Duration) -> Instant {
+        let bound = patient(bound);
         let until = Instant::now() + bound;
         loop {
             if let Some(at) = self.notify.try_wait("READY=1", 1, Duration::from_millis(100)) {
@@ -559,6 +562,7 @@ impl Drop for Manager {
 /// Runs a command to its end; one that takes longer than the bound is killed and fails the test.
 #[track_caller]
 pub(crate) fn run_within(bound: Duration, command: &mut Command) -> Output {
+    let bound = patient(bound);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
     let (mut stdout, mut stderr) = (child.stdout.take().expect("stdout"), child.stderr.take().expect("stderr"));

@@ -7,6 +7,7 @@ pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod manager;
 pub(crate) mod notify;
+pub(crate) mod pace;
 pub(crate) mod proc;
 pub(crate) mod stall;
 pub(crate) mod stand_in;

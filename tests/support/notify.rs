@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::pace;
+
 /// Datagrams, each with the time of its arrival.
 type Messages = (Mutex<Vec<(Instant, String)>>, Condvar);
 
@@ -54,7 +56,7 @@ impl Receiver {
 
     /// Waits until the assignment was said `times` times; when it was the last of these.
     pub(crate) fn try_wait(&self, assignment: &str, times: usize, bound: Duration) -> Option<Instant> {
-        let until = Instant::now() + bound;
+        let until = Instant::now() + pace::patient(bound);
         loop {
             let said: Vec<Instant> =
                 self.assignments().iter().filter(|(_, each)| each == assignment).map(|(at, _)| *at).collect();

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::pace;
+
 /// Holds on to a process, whatever becomes of its number.
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -28,7 +30,7 @@ impl Process {
 
     /// Whether it was over within the bound.
     pub(crate) fn wait_gone(&self, bound: Duration) -> bool {
-        let timeout = Timespec::try_from(bound).expect("a bound");
+        let timeout = Timespec::try_from(pace::patient(bound)).expect("a bound");
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
     }
@@ -67,6 +69,7 @@ pub(crate) fn with_marker(marker: &str) -> BTreeSet<u32> {
 /// Asks again and again until the answer is yes; for conditions that nobody announces.
 #[track_caller]
 pub(crate) fn wait_until(bound: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let bound = pace::patient(bound);
     let until = Instant::now() + bound;
     while !holds() {
         assert!(Instant::now() < until, "not within {bound:?}: {what}");

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::pace;
+
 /// The whole answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Status(pub(crate) Value);
@@ -17,7 +19,7 @@ impl Status {
     pub(crate) fn ask(control: &Path) -> Result<Self, String> {
         let said = |error: std::io::Error| format!("{}: {error}", control.display());
         let mut stream = UnixStream::connect(control).map_err(said)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(said)?;
+        stream.set_read_timeout(Some(pace::patient(Duration::from_secs(30)))).map_err(said)?;
         stream.write_all(b"{\"method\":\"io.paddock.Control.Status\",\"parameters\":{}}\0").map_err(said)?;
         let mut answer = Vec::new();
         BufReader::new(stream).read_until(0, &mut answer).map_err(said)?;

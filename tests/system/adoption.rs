@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use crate::service::{PATIENCE, Service, app, is_ready, property, systemctl_ok};
 use crate::support::http::{self, Target};
 use crate::support::load::{Load, Running};
+use crate::support::pace::patient;
 use crate::support::proc::{self, Process, wait_until};
 use crate::support::status::{Status, Worker};
 use crate::support::suite::Suite;
@@ -41,7 +42,7 @@ pub(crate) fn crash(unit: &str) {
 /// Waits without starting processes all the time: an emulated processor would do nothing else.
 #[track_caller]
 pub(crate) fn slowly(mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patient(PATIENCE);
     while !holds() {
         assert!(Instant::now() < until, "not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_secs(1));

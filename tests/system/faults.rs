@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -29,7 +28,7 @@ fn start() -> Service {
 }
 
 fn load(service: &Service) -> Running {
-    let load = Load { clients: 4, rate: Some(10.0), patience: Duration::from_mins(2), ..Load::default() };
+    let load = Load { clients: 4, rate: Some(10.0), patience: PATIENCE, ..Load::default() };
     load.start(&service.target())
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::service::{Service, app, app_named, escape, property, systemctl, systemctl_ok, unique_name};
+use crate::service::{PATIENCE, Service, app, app_named, escape, property, systemctl, systemctl_ok, unique_name};
 use crate::support::cgroup;
 use crate::support::http;
 use crate::support::load::Load;
@@ -50,23 +50,21 @@ fn start_fails() {
     let service = Service::install(app().set("workers", 2).worker("refuse", 3));
     let output = systemctl(&["start", &service.unit]);
     assert!(!output.status.success(), "{output:?}");
-    service
-        .log
-        .wait(crate::service::PATIENCE, "the last words", |line| line.text.contains("the code on disk is broken"));
+    service.log.wait(PATIENCE, "the last words", |line| line.text.contains("the code on disk is broken"));
     let _stopped = systemctl(&["stop", &service.unit]);
     assert_eq!(service.left(), BTreeSet::new());
 }
 
 fn stop_and_start() {
     let service = Service::start(app().set("workers", 2), 2);
-    let load = Load { clients: 20, rate: Some(20.0), patience: Duration::from_mins(2), ..Load::default() };
+    let load = Load { clients: 20, rate: Some(20.0), patience: PATIENCE, ..Load::default() };
     let load = load.start(&service.target());
     let before = service.status().ready_pids();
     systemctl_ok(&["stop", &service.unit]);
     service.start_service();
     let after = service.wait_ready(2).ready_pids();
     let answered = load.answered();
-    crate::support::proc::wait_until(crate::service::PATIENCE, "answers", || load.answered() > answered + 10);
+    crate::support::proc::wait_until(PATIENCE, "answers", || load.answered() > answered + 10);
     let report = load.stop();
     report.assert_none_lost();
     assert!(before.is_disjoint(&after));

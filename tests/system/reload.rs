@@ -4,7 +4,6 @@ use crate::service::{PATIENCE, Service, app, property, systemctl, systemctl_ok};
 use crate::support::load::Load;
 use crate::support::proc;
 use crate::support::suite::Suite;
-use std::time::Duration;
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.system("b32_systemctl_reload_returns_when_the_roll_is_over", reload_waits);
@@ -44,7 +43,7 @@ fn reload_fails() {
 fn daemon_reload() {
     let service = Service::start(app().set("workers", 3), 3);
     let before = service.status().ready_pids();
-    let load = Load { clients: 4, rate: Some(10.0), patience: Duration::from_mins(2), ..Load::default() };
+    let load = Load { clients: 4, rate: Some(10.0), patience: PATIENCE, ..Load::default() };
     let load = load.start(&service.target());
     systemctl_ok(&["--no-block", "reload", &service.unit]);
     let over = |service: &Service| service.log.count(|line| line.is("reload-done")) > 0;

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::http::{self, Reply, Target};
 use crate::support::log::Log;
-use crate::support::manager::{App, Dir, paddock, run_within};
+use crate::support::manager::{App, Dir, SOON, paddock, run_within};
+use crate::support::pace::patient;
 use crate::support::proc;
 use crate::support::status::Status;
 use crate::support::suite::Mode;
 
-/// The bound of every wait: an emulated processor takes a quarter of a second to start a program.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+/// The bound of every wait; whoever waits stretches it for slow machines.
+pub(crate) const PATIENCE: Duration = SOON;
 
 /// Where the units come from.
 fn shipped_units() -> PathBuf {
@@ -277,7 +278,7 @@ impl Drop for DropIn {
 /// Waits for a status through a control socket.
 #[track_caller]
 pub(crate) fn wait_status(control: &Path, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patient(PATIENCE);
     loop {
         let status = Status::ask(control);
         match &status {

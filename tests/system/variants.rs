@@ -153,9 +153,40 @@ fn delegated_adoption() {
     let _reset = systemctl(&["reset-failed", &unit]);
 }
 
-/// The shipped delegated unit: groups below the service's own, no D-Bus, no root.
+/// The kernel's record of who was moved into which group. A birth inside one is no move (`cgroup_attach_task`,
+/// include/trace/events/cgroup.h).
+struct Moves(PathBuf);
+
+impl Moves {
+    fn record() -> Self {
+        let tracing = Path::new("/sys/kernel/tracing");
+        if !tracing.join("instances").exists() {
+            let mount = run_within(PATIENCE, Command::new("mount").args(["-t", "tracefs", "tracefs"]).arg(tracing));
+            assert!(mount.status.success(), "{mount:?}");
+        }
+        let moves = Self(tracing.join("instances").join(unique_name("paddock")));
+        fs::create_dir(&moves.0).expect("an instance of the kernel's tracing");
+        fs::write(moves.0.join("events/cgroup/cgroup_attach_task/enable"), "1").expect("it is switched on");
+        moves
+    }
+
+    /// One line each, with `dst_path=` and `comm=`.
+    fn so_far(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.0.join("trace")).expect("the record");
+        text.lines().filter(|line| line.contains("cgroup_attach_task:")).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Moves {
+    fn drop(&mut self) {
+        let _removed = fs::remove_dir(&self.0);
+    }
+}
+
+/// The shipped delegated unit: groups below the service's own, no D-Bus, no root. Workers are born in their groups.
 fn delegated() {
     let (app, config, [socket, unit]) = &delegated_app();
+    let moves = Moves::record();
     systemctl_ok(&["start", socket]);
     systemctl_ok(&["start", unit]);
     let control = PathBuf::from(format!("/run/paddock/{USER}/control"));
@@ -172,6 +203,10 @@ fn delegated() {
     let before = wait_status(&control, "two ready workers again", is_ready(2)).ready_pids();
     systemctl_ok(&["reload", unit]);
     assert!(wait_status(&control, "the roll is over", is_ready(2)).ready_pids().is_disjoint(&before));
+    let moves = moves.so_far();
+    let into = |group: &str| moves.iter().filter(|line| line.contains(&format!("{unit}/{group}"))).count();
+    assert_eq!(into("manager"), 1, "the manager moved itself, and the kernel says so: {moves:#?}");
+    assert_eq!(into("paddock-"), 0, "workers were moved: {moves:#?}");
     systemctl_ok(&["stop", unit, socket]);
     let _removed = fs::remove_file(config);
 }

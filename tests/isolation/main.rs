@@ -3,10 +3,10 @@
 //! What needs a cgroup that this process may divide is skipped, and said, where there is none.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
 
+mod birth;
+
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,9 +17,8 @@ use std::time::Duration;
 
 use paddock::isolation::cgroup::CgroupIsolation;
 use paddock::isolation::none::{self, NoneIsolation};
-use paddock::isolation::{Fence, FenceEvent, FenceLimits, FenceName, Isolation, Mode, Place};
-use paddock::sys::{Birthplace, Program, spawn_at};
-use rustix::process::{Pid, PidfdFlags, WaitOptions};
+use paddock::isolation::{Fence, FenceEvent, FenceLimits, FenceName, Isolation, Mode};
+use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 const MIB: u64 = 1 << 20;
@@ -229,73 +228,6 @@ fn directories(fence: &Rc<dyn Fence>) -> Vec<PathBuf> {
     let mut found = Vec::new();
     search(Path::new("/sys/fs/cgroup"), Path::new(&described).file_name().unwrap(), 6, &mut found);
     found
-}
-
-/// The lines of `/proc/PID/cgroup` that name a fence of this app.
-fn places(pid: Pid, app: &str) -> usize {
-    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_pid())).unwrap();
-    text.lines().filter(|line| line.contains(app)).count()
-}
-
-/// A shell that ends when the other end of this socket does.
-fn born(place: &dyn Place) -> (Pid, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
-    let program = Program {
-        path: c"/bin/sh",
-        arguments: &[c"sh", c"-c", c"read go"],
-        environment: &[],
-        input: theirs.as_fd(),
-        output: null.as_fd(),
-    };
-    (spawn_at(place.birthplace(), &program).unwrap(), ours)
-}
-
-#[test]
-fn b4_a_worker_is_born_inside_all_its_groups() {
-    let Some(isolation) = cgroup("born inside") else { return };
-    run(async {
-        let limits = FenceLimits { tasks_max: Some(50), ..memory(64 * MIB) };
-        let (name, unused) = (name("born"), name("unused"));
-        let place = isolation.prepare(&name, &limits).unwrap().unwrap();
-        let (pid, theirs) = born(&*place);
-        let at_birth = places(pid, "born");
-        assert!(at_birth > 0);
-        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap();
-        assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
-        let fence = place.enclose(pid).unwrap();
-        assert_eq!(places(pid, "born"), at_birth, "nothing was left to move");
-        assert!(fence.contains(pid));
-        assert_eq!(fence.memory().unwrap().limit, Some(64 * MIB));
-        drop(theirs);
-        rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap();
-        fence.sweep().await.unwrap();
-        assert!(directories(&fence).is_empty());
-        // Nobody comes: nothing is left.
-        drop(isolation.prepare(&unused, &limits).unwrap());
-        let again = isolation.prepare(&unused, &limits).unwrap().unwrap();
-        // Who was born elsewhere is moved.
-        let mut worker = Worker::script("true");
-        let fence = again.enclose(worker.pid()).unwrap();
-        assert_eq!(places(worker.pid(), "unused"), at_birth);
-        worker.order("go");
-        worker.reap().await;
-        fence.sweep().await.unwrap();
-    });
-}
-
-#[test]
-fn a_program_that_is_not_there_is_an_error_and_no_child() {
-    let null = std::fs::File::open("/dev/null").unwrap();
-    let program = Program {
-        path: c"/nowhere/at/all",
-        arguments: &[c"x"],
-        environment: &[],
-        input: null.as_fd(),
-        output: null.as_fd(),
-    };
-    let error = spawn_at(&Birthplace::default(), &program).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
 }
 
 #[test]
