@@ -254,11 +254,6 @@ impl Supervisor {
         let what = if worker.phase == Phase::Leftover { "what it left is" } else { "it is" };
         let pause = REPEAT.saturating_mul(factor).min(REPEAT_MOST);
         self.set_clock(id, Clock::State, deadline(cx.now, pause));
-        if self.stop.is_none() {
-            // One that SIGKILL does not end must not cost the whole service its start or its reload; a stop is systemd's
-            // to give up.
-            self.extend_service(pause, cx);
-        }
         cx.act(Action::Kill { worker: id });
         let text = format!("{what} still there after {lasted}; SIGKILL again");
         self.say(id, Level::Warning, NoteKind::Notice, None, &text, cx);

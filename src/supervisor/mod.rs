@@ -14,7 +14,7 @@
 //!
 //! `life` and `death` have these steps, `slot` what a worker's place keeps, `plan` who may start when, `recycle`, `memory` and
 //! `watchdog` what makes a worker due or dead, `restart` the backoff, `rollout` a reload, `service` start-up and stop,
-//! `request` what operators ask, `verdict` what a death was.
+//! `patience` how long systemd waits for those, `request` what operators ask, `verdict` what a death was.
 //!
 //! Two rules for the runtime. Deadlines are judged at [`Event::Tick`] only, so that everything that had arrived by then
 //! is taken into account first; after a `Tick` the next deadline lies ahead. And events of workers that the core no
@@ -27,6 +27,7 @@ pub mod id;
 mod life;
 mod memory;
 pub mod note;
+mod patience;
 mod plan;
 pub mod policy;
 pub mod recycle;
@@ -115,6 +116,9 @@ pub struct Supervisor {
     parked: bool,
     told_no_count: bool,
     told_extend: Option<Time>,
+    /// When systemd has to be asked for patience again.
+    #[serde(default)]
+    ask_again: Option<Time>,
     told_status: Option<(u32, u32, Option<Generation>, Generation, bool)>,
     /// Everything is over.
     over: bool,
@@ -209,6 +213,7 @@ impl Supervisor {
             parked: false,
             told_no_count: false,
             told_extend: None,
+            ask_again: None,
             told_status: None,
             over: false,
             changed: false,
@@ -277,6 +282,7 @@ impl Supervisor {
             Timer::Worker(id, Clock::Count) => self.count_missing(id, cx),
             Timer::Slot(id) => self.refresh(id),
             Timer::Hold => self.held(cx),
+            Timer::Patience => self.begin_patience(),
         }
     }
 

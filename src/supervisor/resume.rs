@@ -43,11 +43,10 @@ impl Supervisor {
             }
         }
         if self.told_ready && self.stop.is_none() {
-            cx.act(Action::Tell(ServiceState::Ready));
+            self.tell_turn(ServiceState::Ready, &mut cx);
         }
         self.told_status = None;
-        self.told_extend = None;
-        self.changed = true;
+        self.begin_patience();
         self.settle(&mut cx);
         self.sort_timers();
     }

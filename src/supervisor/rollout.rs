@@ -128,7 +128,7 @@ impl Supervisor {
             began: cx.now,
         });
         if self.told_ready {
-            cx.act(Action::Tell(ServiceState::Reloading));
+            self.tell_turn(ServiceState::Reloading, cx);
         }
         let text = format!("reload: roll from generation {} to {generation}, one canary first", self.active.generation);
         cx.act(Action::Note(Note {
@@ -425,7 +425,7 @@ impl Supervisor {
         let took = say::span(cx.now - roll.began);
         let generation = Some(roll.target.generation);
         if self.told_ready {
-            cx.act(Action::Tell(ServiceState::Ready));
+            self.tell_turn(ServiceState::Ready, cx);
         }
         let (note, response) = if let Some((reason, last_words)) = undone {
             let mixed = if self.is_mixed() {

@@ -1,7 +1,5 @@
 //! The app as a whole: when it is ready, when it failed to start, how it stops.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 
 use super::action::Response;
@@ -13,14 +11,7 @@ use super::request::failed;
 use super::rollout::Stage;
 use super::verdict::Verdict;
 use super::worker::{Drain, Phase};
-use super::{Cx, FENCE, Supervisor, say};
-
-/// What systemd is asked for beyond the longest wait that is ahead.
-const MARGIN: Duration = Duration::from_secs(30);
-/// The most that systemd is asked for at a time, for deadlines that are infinite.
-const EXTEND_MOST: Duration = Duration::from_hours(24);
-/// Systemd is not asked more often than this.
-const EXTEND_PAUSE: Duration = Duration::from_secs(1);
+use super::{Cx, Supervisor, say};
 
 /// A stop under way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -86,7 +77,7 @@ impl Supervisor {
             return;
         }
         self.told_ready = true;
-        cx.act(Action::Tell(ServiceState::Ready));
+        self.tell_turn(ServiceState::Ready, cx);
         let text = format!("ready: {} of {} ready", self.counts.serving, say::workers(self.wanted));
         cx.act(Action::Note(say::general(Level::Info, NoteKind::ServiceReady, text)));
     }
@@ -120,33 +111,6 @@ impl Supervisor {
         cx.act(Action::Tell(ServiceState::Status(status)));
     }
 
-    /// Asks systemd for patience while it waits for us.
-    pub(super) fn ask_patience(&mut self, cx: &mut Cx<'_>) {
-        let waits = !self.told_ready || self.roll.is_some() || self.stop.is_some();
-        if !waits || self.told_extend.is_some_and(|at| cx.now - at < EXTEND_PAUSE) {
-            return;
-        }
-        self.told_extend = Some(cx.now);
-        // A worker that is drained has the time of its own generation.
-        let living = self.workers.values().map(|worker| worker.release.policy.graceful).max().unwrap_or_default();
-        let policy = self.roll.as_ref().map_or(&self.active.policy, |roll| &roll.target.policy);
-        let graceful = policy.graceful.max(living);
-        let ahead = if self.stop.is_some() {
-            graceful
-        } else {
-            policy.start.max(graceful).max(policy.hold).max(policy.backoff_max).saturating_add(FENCE)
-        };
-        self.extend_service(ahead, cx);
-    }
-
-    /// Asks systemd to wait for at least this long.
-    pub(super) fn extend_service(&self, ahead: Duration, cx: &mut Cx<'_>) {
-        if !self.told_ready || self.roll.is_some() || self.stop.is_some() {
-            let span = ahead.saturating_add(MARGIN).min(EXTEND_MOST);
-            cx.act(Action::Tell(ServiceState::ExtendTimeout(span)));
-        }
-    }
-
     /// Begins to stop, or makes a stop under way fast.
     pub(super) fn begin_stop(&mut self, fast: bool, code: u8, cx: &mut Cx<'_>) {
         let first = self.stop.is_none();
@@ -160,7 +124,7 @@ impl Supervisor {
             stop.fast = fast;
         } else {
             self.stop = Some(Stop { fast, code, requests: Vec::new() });
-            cx.act(Action::Tell(ServiceState::Stopping));
+            self.tell_turn(ServiceState::Stopping, cx);
             let refusal = failed("the app is stopping");
             self.give_up_rolls(&refusal, cx);
             let slots: Vec<SlotId> = self.slots.keys().copied().collect();
@@ -198,6 +162,7 @@ impl Supervisor {
         let (code, requests) = (stop.code, std::mem::take(&mut stop.requests));
         self.over = true;
         self.timers.clear();
+        self.ask_again = None;
         cx.answer_all(requests, &Response::Done { message: "stopped".to_owned() });
         cx.act(Action::Note(say::general(
             Level::Info,

@@ -594,18 +594,3 @@ fn a_manager_that_takes_over_a_waiting_app_and_is_not_patient_starts_it() {
     let starts = actions.iter().filter(|action| matches!(action, Action::Start(_))).count();
     assert_eq!(starts, 2);
 }
-
-#[test]
-fn a_worker_that_sigkill_does_not_end_costs_the_service_neither_its_start_nor_its_reload() {
-    let mut bench = Bench::new(policy());
-    let mut patience = bench.now;
-    for _ in 0..600 {
-        bench.pass_ms(1000);
-        for action in bench.take() {
-            if let Action::Tell(ServiceState::ExtendTimeout(span)) = action {
-                patience = patience.max(bench.now.after(span));
-            }
-        }
-        assert!(patience > bench.now, "systemd waited until {patience}, it is {}", bench.now);
-    }
-}

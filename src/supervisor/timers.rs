@@ -42,6 +42,8 @@ pub(super) enum Timer {
     Slot(SlotId),
     /// The canary has held.
     Hold,
+    /// Systemd does not wait much longer.
+    Patience,
 }
 
 /// All deadlines in order.
@@ -145,6 +147,7 @@ impl Supervisor {
                     roll.holds_until = None;
                 }
             }
+            Timer::Patience => self.ask_again = None,
         }
         Some(timer)
     }
@@ -181,6 +184,7 @@ impl Supervisor {
             Timer::Worker(id, clock) => self.workers.get(&id).map_or("none", |worker| clock_name(worker, clock)),
             Timer::Slot(_) => "backoff",
             Timer::Hold => "hold",
+            Timer::Patience => "patience",
         }
     }
 }

@@ -75,7 +75,7 @@ impl Supervisor {
 
     /// `EXTEND_TIMEOUT_USEC=`: the current state's deadline moves to at least `span` from now, in total at most
     /// [`STRETCH`] times what is configured.
-    pub(super) fn extend(&mut self, id: WorkerId, span: Duration, cx: &mut Cx<'_>) {
+    pub(super) fn extend(&mut self, id: WorkerId, span: Duration, cx: &Cx<'_>) {
         let Some(worker) = self.workers.get(&id) else {
             return;
         };
@@ -93,10 +93,6 @@ impl Supervisor {
         };
         let most = from.after(configured.saturating_mul(STRETCH));
         let new = cx.now.after(span).min(most).max(old);
-        let starting = worker.phase == Phase::Starting;
         self.set_clock(id, clock, deadline(new, Duration::ZERO));
-        if starting {
-            self.extend_service(new - cx.now, cx);
-        }
     }
 }

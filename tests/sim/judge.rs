@@ -435,6 +435,10 @@ impl Judge {
     }
 
     fn tell(&mut self, state: &ServiceState, step: &Step<'_>) -> Law {
+        if matches!(state, ServiceState::Ready | ServiceState::Reloading | ServiceState::Stopping) {
+            // With each of them systemd waits anew, and forgets what it was asked for before.
+            self.patience = None;
+        }
         match state {
             ServiceState::Ready if !self.told_ready => {
                 self.told_ready = true;

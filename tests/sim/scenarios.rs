@@ -12,6 +12,7 @@ use paddock::supervisor::note::NoteKind;
 use paddock::supervisor::policy::Policy;
 use paddock::supervisor::time::Time;
 
+use crate::judge::Judge;
 use crate::policies::plain;
 
 /// A world without delays: what is asked for has happened.
@@ -213,4 +214,29 @@ fn a_signal_number_is_forwarded_as_it_is() {
     );
     let signals: Vec<&Action> = actions.iter().filter(|action| matches!(action, Action::Signal { .. })).collect();
     assert_eq!(signals, [&Action::Signal { worker: WorkerId(2), signal }], "only the one that is exec'd hears it");
+}
+
+/// A wait of days, which is more than systemd is asked for at a time, is judged at each deadline on its way.
+#[test]
+fn systemd_is_asked_again_and_again_for_a_start_that_may_take_for_days() {
+    const DAY: Duration = Duration::from_hours(24);
+    let policy = Policy { workers: 1, start: 10 * DAY, ..plain() };
+    let mut core = Supervisor::new(policy.clone(), ConfigId(1), 1);
+    let mut judge = Judge::new(ConfigId(1), policy);
+    let mut now = Time::from_boot(Duration::from_secs(10));
+    let end = now.after(9 * DAY);
+    let mut actions = Vec::new();
+    core.start(now, &mut actions);
+    judge.judge(None, now, &actions, &core).unwrap();
+    let mut event = Event::Started { worker: WorkerId(1), pid: 7 };
+    loop {
+        actions.clear();
+        core.step(event.clone(), now, &mut actions);
+        judge.judge(Some(&event), now, &actions, &core).unwrap();
+        if now == end {
+            return;
+        }
+        event = Event::Tick;
+        now = core.next_deadline().unwrap().0.min(end);
+    }
 }

@@ -264,9 +264,9 @@ impl Judge {
             let failed = lost && known && !self.had_ready && step.after.ready == 0;
             law!(!failed, "every first start failed and it goes on");
         }
-        // What SIGKILL does not end is systemd's to give up at a stop.
-        let unkillable = self.lives.values().any(|life| life.phase >= Phase::Killing && life.repeats > 0);
-        let waited_for = step.after.roll.is_some() || (step.after.stopping && !unkillable);
+        // What SIGKILL does not end is systemd's to give up at a stop, once it is all that is left.
+        let killable = self.lives.values().any(|life| life.phase < Phase::Killing || life.repeats == 0);
+        let waited_for = step.after.roll.is_some() || (step.after.stopping && killable);
         law!(
             !waited_for || self.over || self.patience.is_some_and(|at| at > step.now),
             "systemd waits, its patience is over at {:?}",
