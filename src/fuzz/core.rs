@@ -31,6 +31,7 @@ mod sim {
     pub(super) mod judge;
     pub(super) mod model;
     mod rolls;
+    mod standstill;
     mod steps;
 }
 
@@ -87,7 +88,9 @@ impl Case {
 
     /// One event, or time that passes.
     fn one(&mut self, source: &mut Source<'_>) {
-        match source.below(16) {
+        let byte = source.byte();
+        match byte % 16 {
+            0 | 1 if byte >= 240 => self.stand_still(source),
             0 | 1 => self.pass(source),
             2 => self.step(&Event::Tick),
             3 => self.resume(source),
@@ -145,6 +148,15 @@ impl Case {
                 return;
             };
             self.now = self.now.max(at);
+            self.step(&Event::Tick);
+        }
+    }
+
+    /// Nobody looks after deadlines for a while.
+    fn stand_still(&mut self, source: &mut Source<'_>) {
+        let millis = source.of(&[500, 999, 1000, 3000, 14_000]);
+        self.now = self.now.after(Duration::from_millis(millis));
+        if self.core.next_deadline().is_some_and(|(at, _)| at <= self.now) {
             self.step(&Event::Tick);
         }
     }

@@ -43,15 +43,6 @@ const BATCH: usize = 256;
 /// How long what workers said may be known to this process only, if nothing is done about it.
 const UNSAVED_MOST: Duration = Duration::from_secs(1);
 
-/// Being this late for a deadline is a stall: the manager was stopped, or the whole machine was.
-const STALL: Duration = Duration::from_secs(1);
-
-/// The longest time that deadlines wait after a stall.
-const STALL_GRACE: Duration = Duration::from_secs(5);
-
-/// How many datagrams of one worker are read in one go.
-const DATAGRAMS: usize = 64;
-
 /// What the loop is made of before it turns.
 pub struct Parts {
     /// The log.
@@ -124,8 +115,6 @@ pub struct Manager {
     pub(super) open_files: OpenFiles,
     /// Whether it goes on where an earlier manager ended.
     pub(super) resumed: bool,
-    /// After a stall: no deadline is judged before this.
-    pub(super) judge_from: Option<Time>,
     pub(super) lock: Option<Lock>,
     pub(super) image: Option<Image>,
     pub(super) upgrade: Upgrade,
@@ -229,7 +218,6 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         strays: parts.strays,
         open_files: parts.open_files,
         resumed: parts.inherited.is_some(),
-        judge_from: None,
         lock: parts.lock,
         image: parts.image,
         upgrade: Upgrade::default(),
@@ -273,7 +261,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
 impl Manager {
     /// Phase 1: wait. Nothing is decided here.
     async fn wait(&mut self, inputs: &mut Inputs) -> Woken {
-        let deadline = self.supervisor.next_deadline().map(|(at, _)| self.judge_from.map_or(at, |from| from.max(at)));
+        let deadline = self.supervisor.next_deadline().map(|(at, _)| at);
         let ping = inputs.ping.as_ref().map(|ping| ping.next);
         let save = self.unsaved.map(|since| since.after(UNSAVED_MOST));
         let wake_at = [deadline, ping, save, self.rest_until()].into_iter().flatten().min();
@@ -319,15 +307,11 @@ impl Manager {
             self.hear_in_turn(worker, now, actions);
         }
         if self.is_due(now) {
-            // After a stall nobody is shot for a ping that had arrived: hear everyone first.
+            // After a standstill nobody is shot for a ping that had arrived: hear everyone first.
             for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-                self.hear(worker, DATAGRAMS, now, actions);
+                self.hear(worker, now, actions);
             }
-            if self.may_judge(now) {
-                self.step(Event::Tick, now, actions);
-            }
-        } else {
-            self.judge_from = self.judge_from.filter(|from| *from > now);
+            self.step(Event::Tick, now, actions);
         }
         if self.unsaved.is_some_and(|since| since.after(UNSAVED_MOST) <= now) {
             self.save(&[]);
@@ -373,31 +357,6 @@ impl Manager {
 
     fn is_due(&self, now: Time) -> bool {
         self.supervisor.next_deadline().is_some_and(|(at, _)| at <= now)
-    }
-
-    /// Whether a deadline has come that may be judged. After a stall it may not at once: workers that were stopped along
-    /// with us could not ping, and get the time for it that was lost, once, up to a bound.
-    fn may_judge(&mut self, now: Time) -> bool {
-        let Some((due, _)) = self.supervisor.next_deadline().filter(|(at, _)| *at <= now) else { return false };
-        // What was due before this process began is no stall of its own.
-        let late = now - due.max(self.started);
-        if self.judge_from.is_none() && late >= STALL {
-            let grace = late.min(STALL_GRACE);
-            self.judge_from = Some(now.after(grace));
-            self.log.say(
-                Level::Warning,
-                &format!(
-                    "stalled: {:.1} s late for a deadline; nobody is judged for the next {:.1} s",
-                    late.as_secs_f64(),
-                    grace.as_secs_f64()
-                ),
-            );
-        }
-        let may = self.judge_from.is_none_or(|from| from <= now);
-        if may {
-            self.judge_from = None;
-        }
-        may
     }
 
     /// Let the supervisor decide about one event, and do what it says.
@@ -508,7 +467,7 @@ impl Manager {
         actions.extend(pending);
         self.perform(actions);
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.hear(worker, DATAGRAMS, now, actions);
+            self.hear(worker, now, actions);
         }
         for event in events {
             self.step(event, now, actions);
@@ -544,7 +503,7 @@ impl Manager {
         actions.extend(pending.into_iter().filter(|action| !matches!(action, Action::Start(_))));
         self.carry_out(actions);
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.hear(worker, DATAGRAMS, now, actions);
+            self.hear(worker, now, actions);
         }
         for event in found.events {
             self.step(event, now, actions);
@@ -592,59 +551,6 @@ impl Manager {
                 reap::orphans(&ours);
             }
         }
-    }
-
-    /// Hear a worker that stood in the queue.
-    fn hear_in_turn(&mut self, id: WorkerId, now: Time, actions: &mut Vec<Action>) {
-        if let Some(worker) = self.workers.get(&id) {
-            worker.queued.set(false);
-        }
-        self.hear(id, DATAGRAMS, now, actions);
-    }
-
-    /// Read what a worker has sent, up to a bound; what remains is heard in the next turn.
-    fn hear(&mut self, id: WorkerId, bound: usize, now: Time, actions: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get(&id).map(Rc::clone) else { return };
-        for _ in 0..bound {
-            if worker.notify.closing().is_behind() {
-                return watch::closing(&worker, self.readable.clone());
-            }
-            let Some(received) = worker.notify.try_receive() else { return };
-            if !received.sender.is_some_and(|sender| watch::belongs(&worker, sender)) {
-                self.ignore_stranger(&worker, received.sender.map(|pid| pid.as_raw_nonzero().get()));
-                worker.notify.closing().received(received.descriptors);
-                continue;
-            }
-            for message in received.datagram.messages {
-                self.step(Event::Message { worker: id, message }, now, actions);
-            }
-            // Only now: closing its descriptor tells the sender of a barrier that all before it has been acted upon.
-            worker.notify.closing().received(received.descriptors);
-        }
-        if !worker.queued.replace(true) {
-            let _ = self.readable.send(id);
-        }
-    }
-
-    fn ignore_stranger(&self, worker: &Worker, sender: Option<i32>) {
-        let own = worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get());
-        if sender == own {
-            // The worker's own farewell, read after its end: an ordinary thing, nobody has to do anything about it.
-            return;
-        }
-        if worker.stranger_logged.replace(true) {
-            return;
-        }
-        let who = sender.map_or_else(|| "a process that is already gone".to_owned(), |pid| format!("process {pid}"));
-        self.log.say(
-            Level::Warning,
-            &format!(
-                "slot {}: ignored a notify message from {who}, which is not inside this worker; if the worker sends \
-                 through a short-lived helper, let that wait until its message has been read (sd_notify_barrier(3), \
-                 systemd-notify does)",
-                worker.start.slot
-            ),
-        );
     }
 
     /// The end of a clean stop: last answers go out, nothing of ours stays behind.

@@ -8,6 +8,7 @@ pub mod changes;
 pub mod clock;
 pub mod deeds;
 pub mod generation;
+mod hear;
 pub mod launch;
 pub mod listeners;
 pub mod manager;

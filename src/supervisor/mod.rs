@@ -14,7 +14,8 @@
 //!
 //! `life` and `death` have these steps, `slot` what a worker's place keeps, `plan` who may start when, `recycle`, `memory` and
 //! `watchdog` what makes a worker due or dead, `restart` the backoff, `rollout` a reload, `service` start-up and stop,
-//! `patience` how long systemd waits for those, `request` what operators ask, `verdict` what a death was.
+//! `patience` how long systemd waits for those, `standstill` when nobody is judged, `request` what operators ask, `verdict` what
+//! a death was.
 //!
 //! Two rules for the runtime. Deadlines are judged at [`Event::Tick`] only, so that everything that had arrived by then
 //! is taken into account first; after a `Tick` the next deadline lies ahead. And events of workers that the core no
@@ -39,6 +40,7 @@ mod say;
 mod service;
 mod slot;
 pub mod snapshot;
+mod standstill;
 pub mod time;
 mod timers;
 pub mod verdict;
@@ -120,6 +122,12 @@ pub struct Supervisor {
     #[serde(default)]
     ask_again: Option<Time>,
     told_status: Option<(u32, u32, Option<Generation>, Generation, bool)>,
+    /// Since when a process looks after deadlines.
+    #[serde(default)]
+    watched_since: Option<Time>,
+    /// After a standstill: no deadline is judged before this.
+    #[serde(default)]
+    held_until: Option<Time>,
     /// Everything is over.
     over: bool,
     /// Something changed that others may have waited for.
@@ -215,6 +223,8 @@ impl Supervisor {
             told_extend: None,
             ask_again: None,
             told_status: None,
+            watched_since: None,
+            held_until: None,
             over: false,
             changed: false,
             verdicts: BTreeMap::new(),
@@ -225,6 +235,7 @@ impl Supervisor {
     /// Starts the first workers. To be called once.
     pub fn start(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut cx = Cx { now, out: actions };
+        self.begin_watch(now);
         self.set_wanted(self.active.policy.workers.max(1), &mut cx);
         self.settle(&mut cx);
         self.sort_timers();
@@ -240,7 +251,8 @@ impl Supervisor {
             return;
         }
         match event {
-            Event::Tick => self.tick(&mut cx),
+            Event::Tick if self.may_judge(&mut cx) => self.tick(&mut cx),
+            Event::Tick => {}
             Event::Started { worker, pid } => self.started(worker, pid, &mut cx),
             Event::StartFailed { worker, error } => self.start_failed(worker, &error, &mut cx),
             Event::Exited { worker, death } => self.exited(worker, death, &mut cx),
@@ -255,7 +267,7 @@ impl Supervisor {
 
     /// When to send [`Event::Tick`] at the latest, and what that deadline is called. None: nothing is waited for.
     pub fn next_deadline(&self) -> Option<(Time, &'static str)> {
-        self.timers.first().map(|(at, timer)| (*at, self.timer_name(*timer)))
+        self.timers.first().map(|(at, timer)| (self.judged_at(*at), self.timer_name(*timer)))
     }
 
     /// Whether everything is over: [`Action::Exit`] has been given.

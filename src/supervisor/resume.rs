@@ -21,6 +21,7 @@ impl Supervisor {
         if self.over {
             return;
         }
+        self.begin_watch(now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let Some(worker) = self.workers.get(&id) else { continue };
             match worker.phase {

@@ -16,6 +16,7 @@ use paddock::supervisor::time::Time;
 use paddock::supervisor::verdict::Verdict;
 
 use super::model::{Life, Phase, Place, finite};
+use super::standstill::Tick;
 
 /// What a law says when it is broken.
 pub(crate) type Law = Result<(), String>;
@@ -39,6 +40,8 @@ pub(crate) struct Step<'a> {
     pub(crate) actions: &'a [Action],
     pub(crate) before: &'a Snapshot,
     pub(crate) after: &'a Snapshot,
+    /// What a tick means.
+    pub(crate) tick: Tick,
 }
 
 impl Step<'_> {
@@ -78,8 +81,9 @@ impl Step<'_> {
         }
     }
 
+    /// Whether deadlines are judged.
     pub(crate) fn is_tick(&self) -> bool {
-        matches!(self.event, Some(Event::Tick))
+        self.tick == Tick::Judges
     }
 }
 
@@ -107,6 +111,10 @@ pub(crate) struct Judge {
     pub(crate) over: bool,
     pub(crate) told_ready: bool,
     pub(crate) patience: Option<Time>,
+    /// Since when this process looks after deadlines.
+    pub(crate) watched_since: Option<Time>,
+    /// After a standstill: until when nothing is judged.
+    pub(crate) held_until: Option<Time>,
     pub(crate) no_count: bool,
     pub(crate) had_ready: bool,
     /// In this step the first start of a slot failed.
@@ -146,6 +154,8 @@ impl Judge {
             over: false,
             told_ready: false,
             patience: None,
+            watched_since: None,
+            held_until: None,
             no_count: false,
             had_ready: false,
             first_failed: false,
@@ -158,7 +168,8 @@ impl Judge {
     pub(crate) fn judge(&mut self, event: Option<&Event>, now: Time, actions: &[Action], core: &Supervisor) -> Law {
         let after = core.snapshot();
         let before = self.before.take().unwrap_or_else(|| after.clone());
-        let step = Step { event, now, actions, before: &before, after: &after };
+        let tick = self.what_tick(event, now, &before);
+        let step = Step { event, now, actions, before: &before, after: &after, tick };
         if self.over {
             self.after_the_end(&step)?;
         } else {
@@ -235,7 +246,8 @@ impl Judge {
         self.check_service(step)?;
         self.check_roll(step)?;
         self.check_progress(step)?;
-        if step.is_tick() {
+        self.check_standstill(step)?;
+        if matches!(step.event, Some(Event::Tick)) {
             let next = core.next_deadline();
             law!(next.is_none_or(|(at, _)| at > step.now), "after a tick the deadline {next:?} is not ahead");
         }

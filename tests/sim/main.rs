@@ -28,6 +28,7 @@ mod purity;
 mod rolls;
 mod run;
 mod scenarios;
+mod standstill;
 mod steps;
 mod world;
 

@@ -185,7 +185,11 @@ impl Judge {
         // It may have been due at that very moment, and its drain over at once if it has no time.
         let over_at_once = canary.policy.graceful.is_zero() && canary.kill == Some(Verdict::DrainDeadline);
         let leaves = canary.phase == Phase::Draining || canary.phase == Phase::Killing && over_at_once;
-        let serves = canary.phase == Phase::Ready || leaves && canary.since == step.now;
+        // Or, when deadlines are judged late, it held at its time, and its silence lasted too long only after that.
+        let silent = canary.kill == Some(Verdict::Watchdog)
+            && canary.policy.watchdog.map(|span| canary.last_ping.after(span))
+                >= canary.ready_at.map(|at| at.after(hold));
+        let serves = canary.phase == Phase::Ready || (leaves || silent) && canary.since == step.now;
         let held = serves && canary.ready_at.is_some_and(|at| at.after(hold) <= step.now);
         law!(held, "the roll goes on although {canary:?} did not hold");
         let (old, new) = (self.policy_of(step.before.generation), self.policy_of(step.after.generation));

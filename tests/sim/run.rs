@@ -195,7 +195,7 @@ impl Run {
                 case.now = end;
                 return Ok(());
             };
-            case.now = case.now.max(next);
+            case.now = case.now.max(next).after(self.standstill());
             // What has happened is heard before deadlines are judged.
             while let Some(event) = self.world.pop(case.now) {
                 self.step(&event, case)?;
@@ -207,6 +207,18 @@ impl Run {
                 return Ok(());
             }
         }
+    }
+
+    /// How late the manager is, which stands still now and then: alone, or with everybody else.
+    fn standstill(&mut self) -> Duration {
+        if self.world.is_calm() || self.dice.between(0, 199) > 0 {
+            return Duration::ZERO;
+        }
+        let span = self.dice.millis(100, 12_000);
+        if self.dice.percent(50) {
+            self.world.stand_still(span);
+        }
+        span
     }
 
     fn step(&mut self, event: &Event, case: &mut Case) -> Law {

@@ -121,6 +121,17 @@ impl World {
         }
     }
 
+    /// Whether nothing new goes wrong any more.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.good
+    }
+
+    /// Everybody stands still for so long: what would happen happens later.
+    pub(crate) fn stand_still(&mut self, span: Duration) {
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue.into_iter().map(|((at, order), happening)| ((at.after(span), order), happening)).collect();
+    }
+
     /// When something happens next.
     pub(crate) fn next(&self) -> Option<Time> {
         self.queue.keys().next().map(|(at, _)| *at)
