@@ -192,7 +192,8 @@ impl Run {
             let happens = self.world.next();
             let deadline = case.core.next_deadline().map(|(at, _)| at);
             let Some(next) = [happens, deadline].into_iter().flatten().min().filter(|at| *at <= end) else {
-                case.now = end;
+                // A crash may have taken longer.
+                case.now = case.now.max(end);
                 return Ok(());
             };
             case.now = case.now.max(next).after(self.standstill());
