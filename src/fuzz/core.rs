@@ -221,6 +221,11 @@ fn event(kind: u8, worker: WorkerId, source: &mut Source<'_>) -> Event {
         10 => Event::Gone { worker },
         11 => Event::Memory { worker, unreclaimable: amount(source) },
         12 | 13 => Event::Message { worker, message: Message::Ready },
+        15 => match source.below(8) {
+            0 => Event::SystemStopping,
+            1 => Event::StopRequested { worker },
+            _ => Event::Message { worker, message: message(source) },
+        },
         _ => Event::Message { worker, message: message(source) },
     }
 }

@@ -368,6 +368,8 @@ impl Manager {
             | Event::Exited { .. }
             | Event::Message { .. }
             | Event::Memory { .. }
+            | Event::StopRequested { .. }
+            | Event::SystemStopping
             | Event::Request { .. } => None,
         };
         let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick);

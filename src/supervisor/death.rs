@@ -45,7 +45,8 @@ impl Supervisor {
             reason: format!("could not start: {error}"),
             last_words: Vec::new(),
         };
-        let (level, text) = if worker.drain.is_some() || self.stop.is_some() {
+        let ending = self.stop.is_some() || self.system_stops.is_some();
+        let (level, text) = if worker.drain.is_some() || ending {
             (Level::Debug, "its start was given up".to_owned())
         } else {
             (Level::Warning, lost.reason.clone())
@@ -171,6 +172,7 @@ impl Supervisor {
     fn consequences(&mut self, lost: &Lost, role: Role, covered: bool, cx: &mut Cx<'_>) -> String {
         let failed = lost.ready_for.is_none();
         let canary = self.is_canary(lost.id);
+        let unasked = matches!(lost.drain, Some(Drain::Itself | Drain::Outside));
         if canary {
             self.canary_lost(lost, cx);
         }
@@ -178,9 +180,9 @@ impl Supervisor {
             return String::new();
         }
         if role == Role::Replacement {
-            if lost.drain.is_none() || lost.drain == Some(Drain::Itself) {
+            if lost.drain.is_none() || unasked {
                 self.fail_recycles(lost, cx);
-                if !canary {
+                if !canary && self.system_stops.is_none() {
                     let delay = self.strike(lost.slot, None, cx);
                     self.start_lost(lost, cx);
                     return format!("; the worker it was to replace serves on, next try {}", when(delay));
@@ -191,7 +193,13 @@ impl Supervisor {
         if covered {
             return "; its replacement takes over".to_owned();
         }
-        let planned = lost.drain.is_some() && (lost.drain != Some(Drain::Itself) || !failed);
+        let planned = lost.drain.is_some() && (!unasked || !failed);
+        if self.system_stops.is_some() {
+            if failed {
+                self.fail_recycles(lost, cx);
+            }
+            return "; not replaced, the system stops".to_owned();
+        }
         let waiting = self.slots.get(&lost.slot).is_some_and(|slot| slot.wait.is_some());
         if planned && !canary {
             return if waiting { String::new() } else { "; replaced at once".to_owned() };

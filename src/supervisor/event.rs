@@ -53,6 +53,13 @@ pub enum Event {
         /// Bytes that the kernel cannot reclaim: anon + shmem + kernel.
         unreclaimable: u64,
     },
+    /// Somebody else has this worker's fence stopped, and asks for its end in place of a signal (systemd's `RequestStop`).
+    StopRequested {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// The system is shutting down (or the user's session manager is): what is started now would be stopped at once.
+    SystemStopping,
     /// An operator asks, by signal (no `id`) or by control socket.
     Request {
         /// Whom to answer.

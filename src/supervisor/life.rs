@@ -187,11 +187,16 @@ impl Supervisor {
         self.set_clock(id, Clock::State, deadline(cx.now, graceful));
         let text = format!("stopping by itself; at most {}", say::span(graceful));
         self.say(id, Level::Info, NoteKind::DrainStarted, Some(Drain::Itself.name()), &text, cx);
+        self.unasked(id, slot_id, ready_for, cx);
+    }
+
+    /// A worker that served leaves, and nobody here had wanted it to: a restart.
+    pub(super) fn unasked(&mut self, id: WorkerId, slot_id: SlotId, ready_for: Option<Duration>, cx: &mut Cx<'_>) {
         let alone = self
             .slots
             .get(&slot_id)
             .is_some_and(|slot| slot.wanted && slot.current == Some(id) && slot.replacement.is_none());
-        if alone && ready_for.is_some() && self.stop.is_none() {
+        if alone && ready_for.is_some() && self.stop.is_none() && self.system_stops.is_none() {
             self.strike(slot_id, ready_for, cx);
         }
         self.refresh(slot_id);

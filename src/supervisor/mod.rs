@@ -14,8 +14,8 @@
 //!
 //! `life` and `death` have these steps, `slot` what a worker's place keeps, `plan` who may start when, `recycle`, `memory` and
 //! `watchdog` what makes a worker due or dead, `restart` the backoff, `rollout` a reload, `service` start-up and stop,
-//! `patience` how long systemd waits for those, `standstill` when nobody is judged, `request` what operators ask, `verdict` what
-//! a death was.
+//! `patience` how long systemd waits for those, `standstill` when nobody is judged, `outside` what systemd stops, `request`
+//! what operators ask, `verdict` what a death was.
 //!
 //! Two rules for the runtime. Deadlines are judged at [`Event::Tick`] only, so that everything that had arrived by then
 //! is taken into account first; after a `Tick` the next deadline lies ahead. And events of workers that the core no
@@ -28,6 +28,7 @@ pub mod id;
 mod life;
 mod memory;
 pub mod note;
+mod outside;
 mod patience;
 mod plan;
 pub mod policy;
@@ -91,6 +92,9 @@ pub struct Supervisor {
     roll: Option<Roll>,
     next_roll: Option<NextRoll>,
     stop: Option<Stop>,
+    /// The system stops, as far as is known: nothing is started before this.
+    #[serde(default)]
+    system_stops: Option<Time>,
     counts: Counts,
     timers: Timers,
     /// The first of them when it was last put right, and whether it has moved since.
@@ -204,6 +208,7 @@ impl Supervisor {
             roll: None,
             next_roll: None,
             stop: None,
+            system_stops: None,
             counts: Counts::default(),
             timers: Timers::new(),
             first: None,
@@ -259,6 +264,8 @@ impl Supervisor {
             Event::Gone { worker } => self.gone(worker, &mut cx),
             Event::Message { worker, message } => self.message(worker, message, &mut cx),
             Event::Memory { worker, unreclaimable } => self.memory(worker, unreclaimable, &mut cx),
+            Event::StopRequested { worker } => self.stop_requested(worker, &mut cx),
+            Event::SystemStopping => self.system_stopping(&mut cx),
             Event::Request { id, request } => self.request(id, request, &mut cx),
         }
         self.settle(&mut cx);
@@ -295,6 +302,8 @@ impl Supervisor {
             Timer::Slot(id) => self.refresh(id),
             Timer::Hold => self.held(cx),
             Timer::Patience => self.begin_patience(),
+            // Whether it still does is seen by whether a start is refused.
+            Timer::System => self.changed = true,
         }
     }
 

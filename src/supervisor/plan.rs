@@ -15,7 +15,7 @@ use super::{Cx, FENCE, Supervisor, say};
 impl Supervisor {
     /// Starts and drains all that may be started and drained now.
     pub(super) fn plan(&mut self, cx: &mut Cx<'_>) {
-        if self.stop.is_some() {
+        if self.stop.is_some() || self.system_stops.is_some() {
             return;
         }
         self.place_canary(cx);

@@ -15,6 +15,7 @@ impl Supervisor {
     /// Does what an operator asks, or says why not.
     pub(super) fn request(&mut self, id: Option<RequestId>, request: Request, cx: &mut Cx<'_>) {
         let stopping = self.stop.is_some();
+        let system_stops = self.system_stops.is_some();
         match request {
             Request::Stop { fast } => self.ask_stop(fast, id, cx),
             Request::Terminate => self.ask_stop(stopping, id, cx),
@@ -27,6 +28,11 @@ impl Supervisor {
                 cx.act(Action::Forget { config });
             }
             _ if stopping => cx.answer(id, failed("the app is stopping")),
+            Request::Reload { config, .. } if system_stops => {
+                cx.answer(id, failed("the system is stopping"));
+                cx.act(Action::Forget { config });
+            }
+            _ if system_stops => cx.answer(id, failed("the system is stopping")),
             Request::Reload { config, policy } => self.ask_reload(config, *policy, id, cx),
             Request::Recycle { slot } => self.ask_recycle(slot, id, cx),
             Request::Scale { workers } => {

@@ -127,6 +127,7 @@ impl Supervisor {
             self.tell_turn(ServiceState::Stopping, cx);
             let refusal = failed("the app is stopping");
             self.give_up_rolls(&refusal, cx);
+            self.set_system_stops(None);
             let slots: Vec<SlotId> = self.slots.keys().copied().collect();
             for id in slots {
                 self.set_wait(id, None);

@@ -44,6 +44,8 @@ pub(super) enum Timer {
     Hold,
     /// Systemd does not wait much longer.
     Patience,
+    /// It is time to see whether the system still stops.
+    System,
 }
 
 /// All deadlines in order.
@@ -148,6 +150,7 @@ impl Supervisor {
                 }
             }
             Timer::Patience => self.ask_again = None,
+            Timer::System => self.system_stops = None,
         }
         Some(timer)
     }
@@ -178,6 +181,16 @@ impl Supervisor {
         }
     }
 
+    /// Sets or clears the time until which nothing is started because the system stops.
+    pub(super) fn set_system_stops(&mut self, at: Option<Time>) {
+        if let Some(old) = std::mem::replace(&mut self.system_stops, at) {
+            self.timers.remove(&(old, Timer::System));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, Timer::System));
+        }
+    }
+
     /// What a deadline is called.
     pub(super) fn timer_name(&self, timer: Timer) -> &'static str {
         match timer {
@@ -185,6 +198,7 @@ impl Supervisor {
             Timer::Slot(_) => "backoff",
             Timer::Hold => "hold",
             Timer::Patience => "patience",
+            Timer::System => "system",
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) enum Drain {
     Stop,
     /// It said `STOPPING=1` unasked.
     Itself,
+    /// Somebody else has its fence stopped.
+    Outside,
 }
 
 impl Drain {
@@ -80,6 +82,7 @@ impl Drain {
             Self::Unheard => "unheard",
             Self::Stop => "stop",
             Self::Itself => "by itself",
+            Self::Outside => "from outside",
         }
     }
 }

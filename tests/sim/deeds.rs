@@ -44,6 +44,7 @@ impl Judge {
     pub(crate) fn start(&mut self, start: &Start, step: &Step<'_>) -> Law {
         let id = start.worker;
         law!(!step.after.stopping, "{start:?} although it stops");
+        law!(self.system_stops.is_none(), "{start:?} although the system stops");
         law!(id.0 > self.last_worker, "{id} was used before");
         self.last_worker = id.0;
         let view = step.after.slots.iter().find(|view| view.slot == start.slot);
@@ -172,7 +173,7 @@ impl Judge {
         let until = step.before.slots.iter().find(|view| view.slot == start.slot).and_then(|view| view.backoff_until);
         let disturbed = step.before.roll.is_some() || step.after.roll.is_some() || step.request().is_some();
         let fine = match step.event {
-            Some(Event::Exited { .. } | Event::Message { .. }) => true,
+            Some(Event::Exited { .. } | Event::Message { .. } | Event::StopRequested { .. }) => true,
             // No world says so, but a fuzzer: that the start of a worker failed that had been ready.
             Some(Event::StartFailed { worker, .. }) => {
                 step.before.workers.iter().any(|view| view.worker == *worker && view.ready_at.is_some())
@@ -228,6 +229,10 @@ impl Judge {
                 return Ok(());
             }
             "undone" | "scale" => return Ok(()),
+            "from outside" => {
+                law!(life.outside, "nobody stops the fence of {id}");
+                return Ok(());
+            }
             "unheard" => {
                 law!(life.unheard, "{id} was heard");
                 return Ok(());

@@ -76,8 +76,9 @@ impl Step<'_> {
             | Event::Exited { worker, .. }
             | Event::Gone { worker }
             | Event::Message { worker, .. }
-            | Event::Memory { worker, .. } => Some(*worker),
-            Event::Tick | Event::Request { .. } => None,
+            | Event::Memory { worker, .. }
+            | Event::StopRequested { worker } => Some(*worker),
+            Event::Tick | Event::SystemStopping | Event::Request { .. } => None,
         }
     }
 
@@ -106,6 +107,8 @@ pub(crate) struct Judge {
     pub(crate) next_generation: u64,
     /// A stop was asked for; fast or not.
     pub(crate) stop: Option<bool>,
+    /// The system stops, and nothing is started until then.
+    pub(crate) system_stops: Option<Time>,
     /// It stops because every first start failed.
     pub(crate) failed: bool,
     pub(crate) over: bool,
@@ -150,6 +153,7 @@ impl Judge {
             roll: None,
             next_generation: 2,
             stop: None,
+            system_stops: None,
             failed: false,
             over: false,
             told_ready: false,
@@ -273,6 +277,10 @@ impl Judge {
             return Ok(None);
         }
         let Some(id) = step.worker() else {
+            if matches!(step.event, Some(Event::SystemStopping)) && !step.before.stopping {
+                self.system_stops = finite(now, Duration::from_mins(1));
+            }
+            self.system_stops = self.system_stops.filter(|at| !step.is_tick() || *at > now);
             self.settle(now, step);
             return Ok(None);
         };
@@ -288,6 +296,7 @@ impl Judge {
                 }
             }
             Some(Event::Message { message, .. }) => absorb_message(life, message, now),
+            Some(Event::StopRequested { .. }) => life.outside |= life.phase <= Phase::Draining && !life.signalled,
             Some(Event::StartFailed { .. }) if life.phase.alive() => {
                 let lost = life.clone();
                 self.lives.remove(&id);
@@ -359,6 +368,7 @@ impl Judge {
     fn requested(&mut self, id: Option<RequestId>, request: &Request, step: &Step<'_>) {
         self.open.extend(id);
         match request {
+            Request::Reload { .. } if self.system_stops.is_some() => {}
             Request::Reload { config, policy } => {
                 self.policies.insert(*config, Rc::new((**policy).clone()));
                 if !step.before.stopping {

@@ -73,6 +73,8 @@ pub(crate) struct Life {
     pub(crate) signalled: bool,
     /// It said `STOPPING=1` unasked.
     pub(crate) stopping: bool,
+    /// Its end was asked for by whoever stops its fence, before the core wanted it.
+    pub(crate) outside: bool,
     pub(crate) kill: Option<Verdict>,
     pub(crate) requests: Option<u64>,
     pub(crate) asked: bool,
@@ -104,6 +106,7 @@ impl Life {
             repeats: 0,
             signalled: false,
             stopping: false,
+            outside: false,
             kill: None,
             requests: None,
             asked: false,

@@ -225,7 +225,8 @@ impl Judge {
             RollStage::Rest => life.generation == roll.generation,
             RollStage::Undoing => life.generation == view.from,
         };
-        if counts && life.ready_at.is_none() && !life.signalled {
+        let unasked = !life.signalled || life.outside;
+        if counts && life.ready_at.is_none() && unasked && self.system_stops.is_none() {
             self.places.entry(life.slot).or_default().failures += 1;
         }
     }

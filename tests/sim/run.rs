@@ -303,6 +303,9 @@ impl Run {
 
     /// An operator, by control socket or by signal.
     fn ask(&mut self, case: &mut Case) -> Law {
+        if self.dice.percent(8) {
+            return self.trouble_from_systemd(case);
+        }
         let slot = SlotId(self.dice.small(0, 5));
         let request = match self.dice.between(0, 99) {
             0..=39 => {
@@ -332,6 +335,21 @@ impl Run {
         let id = self.dice.maybe(75, |_| RequestId(self.next_request));
         self.next_request += 1;
         self.step(&Event::Request { id, request }, case)
+    }
+
+    /// Somebody stops one scope, or everything.
+    fn trouble_from_systemd(&mut self, case: &mut Case) -> Law {
+        let ids: Vec<WorkerId> = case.judge.lives.keys().copied().collect();
+        let stops = self.dice.percent(40);
+        if stops {
+            self.step(&Event::SystemStopping, case)?;
+        }
+        for worker in ids {
+            if !case.core.is_over() && self.dice.percent(if stops { 80 } else { 30 }) {
+                self.step(&Event::StopRequested { worker }, case)?;
+            }
+        }
+        Ok(())
     }
 
     /// In a calm world everybody gets ready again, every roll ends and every client is answered.

@@ -17,7 +17,9 @@ use crate::law;
 impl Judge {
     /// What the loss of a worker must lead to.
     pub(crate) fn follow_loss(&mut self, lost: Option<&(WorkerId, Life)>, step: &Step<'_>) -> Law {
-        if let (Some(Event::Message { worker, message: Message::Stopping }), None) = (step.event, lost) {
+        if let (Some(Event::Message { worker, message: Message::Stopping } | Event::StopRequested { worker }), None) =
+            (step.event, lost)
+        {
             return self.follow_stopping(*worker, step);
         }
         let Some((id, life)) = lost else { return Ok(()) };
@@ -44,8 +46,8 @@ impl Judge {
         }
         let covered = was_current && view.replacement.is_some();
         let itself = life.stopping && life.ready_at.is_some();
-        let planned = (life.signalled || itself) && !canary;
-        if covered || planned || (canary && !was_current) {
+        let planned = if life.outside { life.ready_at.is_some() } else { life.signalled || itself } && !canary;
+        if self.system_stops.is_some() || covered || planned || (canary && !was_current) {
             return Ok(());
         }
         self.strike(life, was_current, step)
@@ -57,10 +59,14 @@ impl Judge {
         trying && step.before.workers.iter().any(|view| view.worker == id && Some(view.generation) == generation)
     }
 
-    /// A worker that stops by itself counts as a restart.
+    /// A worker that stops by itself, or is stopped from outside, counts as a restart.
     fn follow_stopping(&mut self, id: WorkerId, step: &Step<'_>) -> Law {
         let Some(life) = self.lives.get(&id).cloned() else { return Ok(()) };
-        let fresh = life.phase == Phase::Draining && life.since == step.now && life.stopping && !life.signalled;
+        let asked = matches!(step.event, Some(Event::StopRequested { .. }));
+        law!(!asked || !life.outside || life.signalled, "{id} is to end and gets no drain signal");
+        let fresh = life.phase == Phase::Draining
+            && life.since == step.now
+            && if asked { life.outside && step.drained(id) } else { life.stopping && !life.signalled };
         let view = step.before.slots.iter().find(|view| view.slot == life.slot && view.wanted);
         let was = step
             .before
@@ -68,7 +74,7 @@ impl Judge {
             .iter()
             .any(|view| view.worker == id && view.state == paddock::supervisor::snapshot::WorkerState::Ready);
         let alone = view.is_some_and(|view| view.worker == Some(id) && view.replacement.is_none());
-        if fresh && was && alone && !step.before.stopping && life.ready_at.is_some() {
+        if fresh && was && alone && !step.before.stopping && self.system_stops.is_none() && life.ready_at.is_some() {
             return self.strike(&life, true, step);
         }
         Ok(())
@@ -295,7 +301,7 @@ impl Judge {
     /// What can be started is started: nothing waits without a reason.
     pub(crate) fn check_progress(&mut self, step: &Step<'_>) -> Law {
         self.check_order(step)?;
-        if step.after.stopping {
+        if step.after.stopping || self.system_stops.is_some() {
             return Ok(());
         }
         let policies = self.policies_of(step.after);
