@@ -57,6 +57,8 @@ fn main() {
         trial("limits_of_a_living_worker_change", || on_loop(living_limits())),
         trial("b29_a_daemonised_grandchild_is_swept", || on_loop(grandchild())),
         trial("what_a_dead_manager_left_is_found_and_nobody_else_s", || on_loop(leftovers())),
+        trial("whoever_stops_a_scope_asks_us", || on_loop(stop_asked())),
+        trial("a_scope_whose_controller_is_gone_is_stopped_by_signal", || on_loop(controller_gone())),
         trial("a_hundred_scopes_at_once", || on_loop(hundred())),
         trial("a_gate_that_is_dead_leaves_no_failed_unit", || on_loop(dead_gate())),
         trial("what_a_worker_wrote_is_found_by_its_scope", || on_loop(last_words())),
@@ -339,6 +341,67 @@ async fn leftovers() -> Result<(), Failed> {
     stranger.order("exit 0");
     soon(stranger.process.ended()).await;
     swept(&stranger).await;
+    Ok(())
+}
+
+/// With `Controller=` systemd sends no signal of its own, and waits.
+async fn stop_asked() -> Result<(), Failed> {
+    let isolation = isolation().await;
+    let mut worker = Worker::fenced(&isolation).await;
+    let unit = worker.fence().describe();
+    assert!(show(&unit, "Controller").starts_with(':'), "{}", show(&unit, "Controller"));
+    assert!(!isolation.system_stops().await);
+    systemctl(&["stop", "--no-block", &unit]);
+    let event = soon(worker.fence().next_event()).await;
+    assert_eq!(event, FenceEvent::StopRequested);
+    assert_eq!(show(&unit, "ActiveState"), "deactivating");
+    assert_eq!(worker.told("allocate 1"), "allocated", "it got no signal");
+    worker.order("exit 0");
+    assert_eq!(soon(worker.process.ended()).await, Ended::Exit(0));
+    assert_eq!(worker.fence().death_facts().await.oom_killed, Some(false));
+    swept(&worker).await;
+
+    // A signal of that name that somebody else sends is no news.
+    let worker = Worker::fenced(&isolation).await;
+    let unit = worker.fence().describe();
+    forge_stop(&unit, &show(&unit, "Controller"));
+    let event = tokio::time::timeout(Duration::from_secs(3), worker.fence().next_event()).await;
+    assert!(event.is_err(), "{event:?}");
+    swept(&worker).await;
+    Ok(())
+}
+
+/// `RequestStop` of a unit that nobody stops.
+fn forge_stop(unit: &str, to: &str) {
+    let encoded: String = unit
+        .bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("_{byte:02x}") })
+        .collect();
+    let path = format!("/org/freedesktop/systemd1/unit/{encoded}");
+    let which = if rustix::process::geteuid().is_root() { "--system" } else { "--user" };
+    let destination = format!("--destination={to}");
+    let arguments = [which, &destination, "emit", &path, "org.freedesktop.systemd1.Scope", "RequestStop"];
+    let output = Command::new("busctl").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// As after a crash: systemd notices that our name has left the bus, and ends the scope as it does without a controller.
+async fn controller_gone() -> Result<(), Failed> {
+    let first = isolation().await;
+    let mut worker = Worker::fenced(&first).await;
+    let unit = worker.fence().describe();
+    worker.fence = None;
+    drop(first);
+    soon(async {
+        while !show(&unit, "Controller").is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    systemctl(&["daemon-reexec"]);
+    systemctl(&["stop", &unit]);
+    assert_eq!(soon(worker.process.ended()).await, Ended::Signal(DRAIN.signal));
+    assert!(!loaded(&unit));
     Ok(())
 }
 

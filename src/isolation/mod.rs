@@ -107,6 +107,8 @@ pub enum FenceEvent {
     Memory(MemoryReading),
     /// An OOM killer took a process of the worker.
     OomKill,
+    /// Somebody else has the fence stopped, and leaves it to us to end the worker.
+    StopRequested,
 }
 
 /// Why a fence could not do what it was asked.
@@ -176,6 +178,15 @@ pub trait Isolation {
 
     /// Fences that dead managers of this app left; empty ones are removed on the way.
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>>;
+
+    /// How the workers of the next fences are to be asked to end; at first as it was said when this was made.
+    fn set_drain(&self, _drain: Drain) {}
+
+    /// Whether the system that makes the fences is shutting down, so that it will make no more; if that cannot be known, it
+    /// is not.
+    fn system_stops(&self) -> LocalFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
 
     /// Go on with a fence that an earlier image of this process handed over with [`Fence::hand_over`], whether or not
     /// anybody is inside.

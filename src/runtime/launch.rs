@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::config::model::Signal;
-use crate::isolation::{FenceName, Isolation, Mode, Place, none};
+use crate::isolation::{Drain, FenceName, Isolation, Mode, Place, none};
+use crate::supervisor::policy::Policy;
 use crate::systemd::journal;
 use crate::worker::environment::{self, Facts};
 use crate::worker::open_files::OpenFiles;
@@ -72,9 +73,13 @@ async fn enclose_and_release(
 ) -> Result<(), String> {
     let given_up = || "given up before its command was executed".to_owned();
     let pid = gate.process.pid();
-    let enclosed = match place {
-        Some(place) => place.enclose(pid),
-        None => isolation.enclose(name, pid, &prepared.limits).await,
+    let enclosed = if let Some(place) = place {
+        place.enclose(pid)
+    } else {
+        // A reload may have changed it.
+        let Policy { drain_signal: signal, graceful, .. } = prepared.policy;
+        isolation.set_drain(Drain { signal, graceful });
+        isolation.enclose(name, pid, &prepared.limits).await
     };
     let fence = enclosed.map_err(|error| if worker.is_given_up() { given_up() } else { error.to_string() })?;
     let unit = fence.describe();

@@ -452,7 +452,7 @@ impl Manager {
         for worker in self.workers.values() {
             watch::listen(worker, &self.log, self.readable.clone());
             if worker.process.borrow().is_some() {
-                watch::life(worker, &self.log, self.events.clone(), &self.deeds);
+                watch::life(worker, &self.isolation, &self.log, self.events.clone(), &self.deeds);
             } else {
                 // It goes on being swept.
                 worker.swept.set(false);
@@ -493,7 +493,7 @@ impl Manager {
         for worker in self.workers.values() {
             watch::listen(worker, &self.log, self.readable.clone());
             if worker.process.borrow().is_some() {
-                watch::life(worker, &self.log, self.events.clone(), &self.deeds);
+                watch::life(worker, &self.isolation, &self.log, self.events.clone(), &self.deeds);
             }
         }
         self.log.say(

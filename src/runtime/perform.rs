@@ -159,9 +159,10 @@ impl Manager {
             match launch::launch(&worker, &prepared, &*isolation, &common).await {
                 Ok(pid) => {
                     let _ = events.send(Event::Started { worker: id, pid });
-                    watch::life(&worker, &log, events, &deeds);
+                    watch::life(&worker, &isolation, &log, events, &deeds);
                 }
                 Err(error) => {
+                    watch::tell_of_system(&*isolation, &events).await;
                     let _ = events.send(failed(error));
                 }
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::isolation::FenceEvent;
+use crate::isolation::{FenceEvent, Isolation};
 use crate::observe::log::{Log, OutputSource};
 use crate::supervisor::event::{Death, Event};
 use crate::supervisor::id::WorkerId;
@@ -70,12 +70,18 @@ pub fn closing(worker: &Rc<Worker>, readable: UnboundedSender<WorkerId>) {
 
 /// Watch the worker's fence and its first process, until that is over.
 /// From its end on, what is gathered about it is a deed.
-pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>, deeds: &Deeds) {
+pub fn life(
+    worker: &Rc<Worker>,
+    isolation: &Rc<dyn Isolation>,
+    log: &Log,
+    events: UnboundedSender<Event>,
+    deeds: &Deeds,
+) {
     let lived = Rc::clone(worker);
-    let (log, deeds) = (log.clone(), deeds.clone());
+    let (isolation, log, deeds) = (Rc::clone(isolation), log.clone(), deeds.clone());
     worker.owns(
         tokio::task::spawn_local(async move {
-            let (death, deed) = until_death(&lived, &log, &events, &deeds).await;
+            let (death, deed) = until_death(&lived, &*isolation, &log, &events, &deeds).await;
             let _ = events.send(Event::Exited { worker: lived.start.worker, death });
             drop(deed);
         })
@@ -83,7 +89,20 @@ pub fn life(worker: &Rc<Worker>, log: &Log, events: UnboundedSender<Event>, deed
     );
 }
 
-async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>, deeds: &Deeds) -> (Death, Deed) {
+/// Before anything is made of an end that the system's own may have brought about.
+pub async fn tell_of_system(isolation: &dyn Isolation, events: &UnboundedSender<Event>) {
+    if isolation.system_stops().await {
+        let _ = events.send(Event::SystemStopping);
+    }
+}
+
+async fn until_death(
+    worker: &Worker,
+    isolation: &dyn Isolation,
+    log: &Log,
+    events: &UnboundedSender<Event>,
+    deeds: &Deeds,
+) -> (Death, Deed) {
     let process = worker.process.borrow().clone();
     let fence = worker.fence.borrow().clone();
     let (Some(process), Some(fence)) = (process, fence) else {
@@ -99,20 +118,26 @@ async fn until_death(worker: &Worker, log: &Log, events: &UnboundedSender<Event>
         tokio::select! {
             biased;
             ended = process.ended() => break ended,
-            event = fence.next_event() => {
-                // An OOM kill inside a worker whose first process lives is the fence's to finish; the death follows.
-                if let FenceEvent::Memory(reading) = event {
+            event = fence.next_event() => match event {
+                FenceEvent::Memory(reading) => {
                     let _ = events.send(Event::Memory {
                         worker: worker.start.worker,
                         unreclaimable: reading.unreclaimable,
                     });
+                }
+                // One inside a worker whose first process lives is the fence's to finish; the death follows.
+                FenceEvent::OomKill => {}
+                FenceEvent::StopRequested => {
+                    let _deed = deeds.begin();
+                    tell_of_system(isolation, events).await;
+                    let _ = events.send(Event::StopRequested { worker: worker.start.worker });
                 }
             }
         }
     };
     // It is reaped: nobody else can learn how it ended.
     let deed = deeds.begin();
-    let facts = fence.death_facts().await;
+    let (facts, ()) = tokio::join!(fence.death_facts(), tell_of_system(isolation, events));
     worker.output.drain(|line| log.output(&source(worker), line));
     let death = Death { ended, oom_killed: facts.oom_killed, peak: facts.peak, last_words: last_words(worker).await };
     (death, deed)

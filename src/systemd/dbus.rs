@@ -5,14 +5,17 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::Stream;
 use tokio::sync::{Mutex, Semaphore};
-use zbus::message::Type;
+use zbus::message::{Flags, Type};
 use zbus::names::{InterfaceName, OwnedUniqueName};
 use zbus::proxy::CacheProperties;
 use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Variant, fdo};
+
+use super::stops::{Hearing, StopAsked, Stops};
 
 /// dbus-daemon refuses a connection's 129th unanswered call (`max_replies_per_connection`) and its 513th match rule
 /// (`max_match_rules_per_connection`), of which a job has one.
@@ -30,10 +33,10 @@ const RETURNS: usize = 4;
 const RECONNECT: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(900)];
 
-const SYSTEMD: &str = "org.freedesktop.systemd1";
+pub(super) const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
-const SCOPE: &str = "org.freedesktop.systemd1.Scope";
+pub(super) const SCOPE: &str = "org.freedesktop.systemd1.Scope";
 const JOB_INTERFACE: &str = "org.freedesktop.systemd1.Job";
 
 /// A property of a unit: name and value.
@@ -51,6 +54,8 @@ trait Manager {
     fn list_units_by_patterns(&self, states: &[&str], patterns: &[&str]) -> zbus::Result<Vec<Listed>>;
     #[zbus(property)]
     fn version(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn system_state(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn control_group(&self) -> zbus::Result<String>;
 }
@@ -149,10 +154,17 @@ pub enum Which {
 
 type Connecting = Pin<Box<dyn Future<Output = zbus::Result<Connection>>>>;
 
+/// A connection, and what hears of stops of units on it, once that is wanted.
+struct Connected {
+    connection: Connection,
+    hearing: Option<Hearing>,
+}
+
 /// systemd, reached over its bus.
 pub struct Bus {
     connect: Box<dyn Fn() -> Connecting>,
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<Connected>>,
+    stops: Stops,
     calls: Semaphore,
     jobs: Semaphore,
     job_limit: Duration,
@@ -175,6 +187,7 @@ impl Bus {
         Self {
             connect: Box::new(connect),
             connection: Mutex::new(None),
+            stops: Stops::default(),
             calls: Semaphore::new(IN_FLIGHT),
             jobs: Semaphore::new(IN_FLIGHT),
             job_limit: JOB,
@@ -191,8 +204,8 @@ impl Bus {
     /// The connection: the one there is, or a new one.
     async fn connection(&self) -> Result<Connection, BusError> {
         let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        if let Some(connected) = slot.as_ref().filter(|connected| !connected.connection.is_closed()) {
+            return Ok(connected.connection.clone());
         }
         *slot = None;
         let mut last = None;
@@ -200,7 +213,7 @@ impl Bus {
             tokio::time::sleep(pause).await;
             match tokio::time::timeout(CALL, (self.connect)()).await {
                 Ok(Ok(connection)) => {
-                    *slot = Some(connection.clone());
+                    *slot = Some(Connected { connection: connection.clone(), hearing: None });
                     return Ok(connection);
                 }
                 Ok(Err(error)) => last = Some(error.to_string()),
@@ -260,24 +273,50 @@ impl Bus {
         self.call(|manager| async move { manager.control_group().await }).await
     }
 
-    /// Make a transient unit and wait until its start job is done.
+    /// `running`, `stopping`, …
+    pub async fn system_state(&self) -> Result<String, BusError> {
+        self.call(|manager| async move { manager.system_state().await }).await
+    }
+
+    /// Make a transient scope of which we are the controller, and wait until its start job is done. Whoever stops it later
+    /// asks us; once this connection is gone systemd does so by itself again.
     ///
     /// If this fails or is dropped, what may still become of the unit is looked after: it does not stay loaded.
-    pub async fn start_transient(&self, unit: &str, properties: &[Property<'_>]) -> Result<(), BusError> {
+    pub async fn start_scope(&self, unit: &str, mut properties: Vec<Property<'_>>) -> Result<Arc<StopAsked>, BusError> {
+        let connection = self.connection().await?;
+        // Before there is anything to be stopped.
+        let asked = self.stops.of(unit);
+        let name = self.hear_stops(&connection).await?;
+        properties.extend(name.map(|name| ("Controller", name.to_string().into())));
         let aux: [(&str, &[Property<'_>]); 0] = [];
         let body = (unit, "fail", properties, &aux[..]);
-        let connection = self.connection().await?;
         let mut abandoned = Abandoned { unit: Some((connection.clone(), unit.to_owned())), job_limit: self.job_limit };
         let result = self.job(&connection, unit, "StartTransientUnit", &body).await;
         if matches!(result, Ok(()) | Err(BusError::UnitExists)) {
             abandoned.unit = None;
         }
-        result
+        result.map(|()| asked)
     }
 
-    /// Stop a unit and wait until that is done. That there is none is no error.
+    /// Hear of stops on this connection; by which name systemd can tell us.
+    async fn hear_stops(&self, connection: &Connection) -> Result<Option<OwnedUniqueName>, BusError> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connected) = slot.as_mut().filter(|connected| connected.hearing.is_none()) {
+            connected.hearing = Some(self.stops.listen(&connected.connection).await?);
+        }
+        Ok(connection.unique_name().cloned())
+    }
+
+    /// Stop a scope and wait until that is done. That there is none is no error.
     pub async fn stop(&self, unit: &str) -> Result<(), BusError> {
         let connection = self.connection().await?;
+        // One with a controller would only be asked, and one that nobody is in would wait for its end in vain.
+        let abandon = Message::method_call(MANAGER_PATH, "AbandonScope")
+            .destination(SYSTEMD)
+            .interface("org.freedesktop.systemd1.Manager")
+            .with_flags(Flags::NO_REPLY_EXPECTED)
+            .build(&(unit,))?;
+        connection.send(&abandon).await?;
         match self.job(&connection, unit, "StopUnit", &(unit, "replace")).await {
             Err(BusError::NoSuchUnit) => Ok(()),
             other => other,

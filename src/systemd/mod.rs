@@ -4,3 +4,4 @@ pub mod activation;
 pub mod dbus;
 pub mod journal;
 pub mod notify;
+pub mod stops;

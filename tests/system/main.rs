@@ -18,6 +18,7 @@ mod isolation;
 mod journal;
 mod reload;
 mod service;
+mod shutdown;
 mod stop;
 #[expect(dead_code, reason = "most of it is for the suite that starts managers itself")]
 #[path = "../support/mod.rs"]
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         faults::register,
         adoption::register,
         stop::register,
+        shutdown::register,
         upgrade::register,
     ])
 }

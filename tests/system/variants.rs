@@ -16,6 +16,7 @@ use crate::support::http::{self, Target};
 use crate::support::load::Load;
 use crate::support::manager::{App, Dir, run_within};
 use crate::support::proc::{self, Process};
+use crate::support::status::Status;
 use crate::support::suite::{Mode, Suite};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -63,37 +64,105 @@ fn app_of_user(mode: Mode, uid: u32, gid: u32) -> App {
     app
 }
 
-fn user_mode() {
-    let (uid, gid, home) = id_of(USER);
-    systemctl_ok(&["start", &format!("user@{uid}.service")]);
-    let runtime = PathBuf::from(format!("/run/user/{uid}"));
-    let app = app_of_user(Mode::Scope, uid, gid).set("workers", 2);
-    for unit in ["paddock@.service", "paddock@.socket"] {
-        let text = shipped_unit(&format!("user/{unit}"));
-        write_for(&home.join(".config/systemd/user").join(unit), &text, uid, gid, &home);
+/// An app under the user's own systemd, with the shipped units.
+pub(crate) struct UserService {
+    app: App,
+    unit: String,
+    runtime: PathBuf,
+    home: PathBuf,
+    uid: u32,
+}
+
+impl UserService {
+    /// Two ready workers. A unit that needs it, and takes four seconds to stop, is there as well.
+    pub(crate) fn start() -> Self {
+        let (uid, gid, home) = id_of(USER);
+        systemctl_ok(&["start", &format!("user@{uid}.service")]);
+        let app = app_of_user(Mode::Scope, uid, gid).set("workers", 2);
+        let units = home.join(".config/systemd/user");
+        for unit in ["paddock@.service", "paddock@.socket"] {
+            write_for(&units.join(unit), &shipped_unit(&format!("user/{unit}")), uid, gid, &home);
+        }
+        let unit = format!("paddock@{}.service", app.name);
+        let needs = format!(
+            "[Unit]\nAfter={unit}\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\nExecStop=/bin/sleep 4\n"
+        );
+        write_for(&units.join("needs-paddock.service"), &needs, uid, gid, &home);
+        let service = Self { unit, runtime: PathBuf::from(format!("/run/user/{uid}")), home, uid, app };
+        write_for(&service.config(), &service.app.config_text(), uid, gid, &service.home);
+        Self::systemctl(&["daemon-reload"]);
+        Self::systemctl(&["start", &service.unit]);
+        Self::systemctl(&["start", "needs-paddock.service"]);
+        wait_status(&service.control(), "two ready workers", is_ready(2));
+        service
     }
-    let config = home.join(format!(".config/paddock/{}.toml", app.name));
-    write_for(&config, &app.config_text(), uid, gid, &home);
-    let user_systemctl = |arguments: &[&str]| {
+
+    /// `systemctl --user`; its output.
+    #[track_caller]
+    fn systemctl(arguments: &[&str]) -> String {
         let mut command = Command::new("systemctl");
         command.arg("--user").arg(format!("--machine={USER}@")).args(arguments);
         let output = run_within(PATIENCE, &mut command);
         assert!(output.status.success(), "systemctl --user {arguments:?}: {output:?}");
-    };
-    user_systemctl(&["daemon-reload"]);
-    let unit = format!("paddock@{}.service", app.name);
-    user_systemctl(&["start", &unit]);
-    let control = runtime.join("paddock").join(&app.name).join("control");
-    let status = wait_status(&control, "two ready workers", is_ready(2));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// As at the last log-out.
+    pub(crate) fn end_session(&self) {
+        systemctl_ok(&["stop", &format!("user@{}.service", self.uid)]);
+    }
+
+    fn config(&self) -> PathBuf {
+        self.home.join(format!(".config/paddock/{}.toml", self.app.name))
+    }
+
+    fn control(&self) -> PathBuf {
+        self.runtime.join("paddock").join(&self.app.name).join("control")
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.app.name
+    }
+
+    pub(crate) fn main_pid(&self) -> u32 {
+        Self::systemctl(&["show", "--value", "--property=MainPID", &self.unit]).trim().parse().unwrap_or(0)
+    }
+
+    pub(crate) fn try_status(&self) -> Option<Status> {
+        Status::ask(&self.control()).ok()
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self) -> Status {
+        self.try_status().expect("a status")
+    }
+
+    /// One worker's own socket.
+    pub(crate) fn direct(&self, pid: u32) -> Target {
+        Target::Unix(self.app.dir.path().join(format!("direct-{pid}.sock")))
+    }
+}
+
+impl Drop for UserService {
+    fn drop(&mut self) {
+        self.end_session();
+        let _ = fs::remove_file(self.config());
+    }
+}
+
+fn user_mode() {
+    let service = UserService::start();
+    let status = service.status();
     assert_eq!(status.isolation(), "scope");
     for pid in status.ready_pids() {
         let group = cgroup::memory_group_of(pid).expect("a group");
         assert!(group.to_string_lossy().ends_with(".scope"), "{}", group.display());
         assert_eq!(fs::read_to_string(group.join("memory.max")).unwrap().trim(), (64 << 20).to_string());
     }
-    user_systemctl(&["reload", &unit]);
-    assert!(wait_status(&control, "the roll is over", is_ready(2)).ready_pids().is_disjoint(&status.ready_pids()));
-    user_systemctl(&["stop", &unit]);
+    UserService::systemctl(&["reload", &service.unit]);
+    let after = wait_status(&service.control(), "the roll is over", is_ready(2));
+    assert!(after.ready_pids().is_disjoint(&status.ready_pids()));
+    UserService::systemctl(&["stop", &service.unit]);
 }
 
 /// An app for the shipped delegated unit, whose instances are named after their user, and its socket and service.

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use super::super::{DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, Hande
 use super::group::{EventFile, Group, Mounts, is_gone};
 use super::properties;
 use crate::systemd::dbus::Bus;
+use crate::systemd::stops::StopAsked;
 
 /// What the next image of this process is told; the open cgroup goes along.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +41,8 @@ pub(super) struct ScopeFence {
     edge_changed: Notify,
     /// One change of `memory.high` at a time.
     changing: Mutex<()>,
+    /// Whether systemd asks for its end; none: we are not its controller, and systemd ends it without asking.
+    stop: Option<Arc<StopAsked>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,49 @@ impl ScopeFence {
             edge: Cell::new(None),
             edge_changed: Notify::new(),
             changing: Mutex::new(()),
+            stop: None,
+        }
+    }
+
+    /// We are its controller.
+    pub(super) fn stopped_through(self, stop: Arc<StopAsked>) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
+
+    /// systemd asks for its end.
+    async fn stop_requested(&self) {
+        let Some(stop) = &self.stop else { return std::future::pending().await };
+        loop {
+            stop.asked().await;
+            // Anybody on the bus could say so; the unit's state is systemd's.
+            let state = self.bus.active_state(&self.unit).await;
+            stop.answered();
+            match state {
+                Ok(state) if state == "deactivating" => return,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(unit = self.unit, "whether it is to be stopped cannot be known: {error}"),
+            }
+        }
+    }
+
+    /// What the kernel reports.
+    async fn memory_event(&self) -> FenceEvent {
+        let Some(watch) = &self.watch else { return std::future::pending().await };
+        loop {
+            // Asked for first, so that a change during the look is not missed.
+            let edge_changed = self.edge_changed.notified();
+            match self.look(watch).await {
+                Ok(Some(event)) => return event,
+                Ok(None) => {}
+                // The cgroup is gone.
+                Err(_) => return std::future::pending().await,
+            }
+            tokio::select! {
+                changed = watch.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = edge_changed => {}
+            }
         }
     }
 
@@ -176,22 +223,10 @@ impl Fence for ScopeFence {
 
     fn next_event(&self) -> LocalFuture<'_, FenceEvent> {
         Box::pin(async move {
-            let Some(watch) = &self.watch else { return std::future::pending().await };
-            loop {
-                // Asked for first, so that a change during the look is not missed.
-                let edge_changed = self.edge_changed.notified();
-                match self.look(watch).await {
-                    Ok(Some(event)) => return event,
-                    Ok(None) => {}
-                    // The cgroup is gone.
-                    Err(_) => return std::future::pending().await,
-                }
-                tokio::select! {
-                    changed = watch.changed() => if changed.is_err() {
-                        return std::future::pending().await;
-                    },
-                    () = edge_changed => {}
-                }
+            tokio::select! {
+                biased;
+                event = self.memory_event() => event,
+                () = self.stop_requested() => FenceEvent::StopRequested,
             }
         })
     }

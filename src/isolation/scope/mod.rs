@@ -36,6 +36,8 @@ const ATTEMPTS: u32 = 6;
 const CROWDED: Duration = Duration::from_millis(20);
 /// How long a start waits for a systemd that has left the bus; the worker's own deadline (`timeouts.start`) is over it.
 const RETURN: Duration = Duration::from_mins(2);
+/// How long a death waits for systemd to say whether it is stopping everything.
+const SYSTEM_STATE: Duration = Duration::from_secs(2);
 /// cgroup v2's file system (statfs(2), `CGROUP2_SUPER_MAGIC`).
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
@@ -46,6 +48,7 @@ pub struct ScopeIsolation {
     which: Which,
     version: String,
     common: Common,
+    drain: Cell<Drain>,
     above: String,
     by_pidfd: Cell<bool>,
     /// What this systemd has refused.
@@ -90,7 +93,8 @@ impl ScopeIsolation {
             above: format!("{}/paddock.slice/{slice}", root.trim_end_matches('/')),
             by_pidfd: Cell::new(version_number(&version) >= PIDFDS_SINCE),
             version,
-            common: Common { app: app.to_owned(), slice, drain },
+            common: Common { app: app.to_owned(), slice },
+            drain: Cell::new(drain),
             without: RefCell::default(),
         }
     }
@@ -110,9 +114,15 @@ impl ScopeIsolation {
         &self.above
     }
 
-    async fn open(&self, name: &FenceName, gate: Pid, limits: &FenceLimits) -> Result<ScopeFence, FenceError> {
+    async fn open(
+        &self,
+        name: &FenceName,
+        gate: Pid,
+        limits: &FenceLimits,
+        drain: Drain,
+    ) -> Result<ScopeFence, FenceError> {
         let mut made = Vec::new();
-        let result = self.try_open(name, gate, limits, &mut made).await;
+        let result = self.try_open(name, gate, (limits, drain), &mut made).await;
         // systemd keeps a scope that no process ever was in until somebody stops it.
         for unit in made {
             if let Err(error) = self.bus.stop(&unit).await.and(self.bus.reset_failed(&unit).await) {
@@ -127,7 +137,7 @@ impl ScopeIsolation {
         &self,
         name: &FenceName,
         gate: Pid,
-        limits: &FenceLimits,
+        (limits, drain): (&FenceLimits, Drain),
         made: &mut Vec<String>,
     ) -> Result<ScopeFence, FenceError> {
         let mut pause = CROWDED;
@@ -142,12 +152,13 @@ impl ScopeIsolation {
             let member = self.member(gate).map_err(|error| failed(error.into()))?;
             let properties = {
                 let without = self.without.borrow();
-                properties::all(&self.common, name.slot, member, limits, &without)
+                properties::all(&self.common, name.slot, member, (limits, drain), &without)
             };
-            match self.bus.start_transient(&unit, &properties).await {
-                Ok(()) => match self.verify(&unit, gate, limits).await {
+            match self.bus.start_scope(&unit, properties).await {
+                Ok(stop) => match self.verify(&unit, gate, limits).await {
                     Ok(group) => {
-                        return Ok(ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit, group, *limits));
+                        return Ok(ScopeFence::new(Rc::clone(&self.bus), self.mounts.clone(), unit, group, *limits)
+                            .stopped_through(stop));
                     }
                     // systemd up to 257 could call a scope dead while its process lived
                     // (systemd issue 36781): under a new name it is made anew, and the process moves over.
@@ -259,11 +270,24 @@ impl Isolation for ScopeIsolation {
         gate: Pid,
         limits: &'a FenceLimits,
     ) -> LocalFuture<'a, Result<Rc<dyn Fence>, FenceError>> {
-        Box::pin(async move { Ok(Rc::new(self.open(name, gate, limits).await?) as Rc<dyn Fence>) })
+        // As it is now, whatever the next one is told while this one is being made.
+        let drain = self.drain.get();
+        Box::pin(async move { Ok(Rc::new(self.open(name, gate, limits, drain).await?) as Rc<dyn Fence>) })
+    }
+
+    fn set_drain(&self, drain: Drain) {
+        self.drain.set(drain);
     }
 
     fn leftovers<'a>(&'a self, app: &'a str) -> LocalFuture<'a, Result<Leftovers, FenceError>> {
         Box::pin(self.left_by_others(app))
+    }
+
+    fn system_stops(&self) -> LocalFuture<'_, bool> {
+        Box::pin(async {
+            let state = tokio::time::timeout(SYSTEM_STATE, self.bus.system_state()).await;
+            state.is_ok_and(|state| state.is_ok_and(|state| state == "stopping"))
+        })
     }
 
     fn take_back(

@@ -27,7 +27,6 @@ pub(super) enum Member {
 pub(super) struct Common {
     pub(super) app: String,
     pub(super) slice: String,
-    pub(super) drain: Drain,
 }
 
 /// Properties that an older systemd may refuse, and without which a worker is still fenced.
@@ -43,10 +42,10 @@ pub(super) fn all<'a>(
     common: &'a Common,
     slot: u32,
     member: Member,
-    limits: &FenceLimits,
+    (limits, drain): (&FenceLimits, Drain),
     without: &BTreeSet<&'static str>,
 ) -> Vec<Property<'a>> {
-    let stop = common.drain.graceful.saturating_add(AFTER_GRACEFUL);
+    let stop = drain.graceful.saturating_add(AFTER_GRACEFUL);
     let stop = u64::try_from(stop.as_micros()).unwrap_or(INFINITY);
     let mut properties: Vec<Property<'a>> = vec![
         ("Description", format!("worker of {} in slot {slot}", common.app).into()),
@@ -62,9 +61,10 @@ pub(super) fn all<'a>(
         ("TasksAccounting", true.into()),
         // The whole worker or nothing of it.
         ("OOMPolicy", "kill".into()),
-        // When somebody else stops the scope, at shutdown above all: the drain signal to all, and time to drain.
+        // When somebody else stops the scope, at shutdown above all: we are asked and drain it, in this time; without us
+        // the drain signal to all.
         ("KillMode", "control-group".into()),
-        ("KillSignal", common.drain.signal.0.into()),
+        ("KillSignal", drain.signal.0.into()),
         ("SendSIGKILL", true.into()),
         ("TimeoutStopUSec", stop.into()),
     ];
@@ -118,13 +118,13 @@ mod tests {
     const DRAIN: Drain = Drain { signal: Signal(3), graceful: Duration::from_secs(30) };
 
     fn common() -> Common {
-        Common { app: "shop".into(), slice: "paddock-shop.slice".into(), drain: DRAIN }
+        Common { app: "shop".into(), slice: "paddock-shop.slice".into() }
     }
 
     #[test]
     fn a_scope_is_asked_for_with_types_that_systemd_takes() {
         let common = common();
-        let all = all(&common, 3, Member::Pid(42), &LIMITS, &BTreeSet::new());
+        let all = all(&common, 3, Member::Pid(42), (&LIMITS, DRAIN), &BTreeSet::new());
         let text: Vec<_> =
             all.iter().map(|(name, value)| format!("{name} {} {value}", value.value_signature())).collect();
         assert_eq!(
@@ -146,7 +146,7 @@ mod tests {
             ]
         );
         let fd = std::fs::File::open("/dev/null").unwrap().into();
-        let with_fd = super::all(&common, 3, Member::Pidfd(fd), &LIMITS, &BTreeSet::from(["OOMPolicy"]));
+        let with_fd = super::all(&common, 3, Member::Pidfd(fd), (&LIMITS, DRAIN), &BTreeSet::from(["OOMPolicy"]));
         assert_eq!(with_fd[2].0, "PIDFDs");
         assert_eq!(with_fd[2].1.value_signature().to_string(), "ah");
         assert!(with_fd.iter().all(|(name, _)| *name != "OOMPolicy"));
@@ -154,8 +154,9 @@ mod tests {
 
     #[test]
     fn a_drain_without_end_has_a_stop_without_end() {
-        let common = Common { drain: Drain { graceful: Duration::MAX, ..DRAIN }, ..common() };
-        let all = all(&common, 0, Member::Pid(42), &LIMITS, &BTreeSet::new());
+        let drain = Drain { graceful: Duration::MAX, ..DRAIN };
+        let common = common();
+        let all = all(&common, 0, Member::Pid(42), (&LIMITS, drain), &BTreeSet::new());
         assert!(all.contains(&("TimeoutStopUSec", Variant::U64(u64::MAX))));
     }
 

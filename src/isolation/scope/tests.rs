@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use rustix::process::{WaitId, WaitIdOptions, getpid};
 use zbus::{OwnedObjectPath, OwnedVariant};
 
-use super::super::DeathFacts;
+use super::super::{DeathFacts, FenceEvent};
 use super::*;
 
 const LIMITS: FenceLimits =
@@ -61,6 +61,11 @@ struct World {
     gone: bool,
     /// `Result` of a unit that is asked for.
     result: String,
+    /// `SystemState`.
+    state: String,
+    server: Option<zbus::Connection>,
+    /// `TimeoutStopUSec` of the last scope.
+    stop_within: Option<OwnedVariant>,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -115,6 +120,9 @@ impl Manager {
         let names = properties.iter().map(|(name, _)| name.clone()).collect();
         let (turn, root) = {
             let mut world = self.0.lock().unwrap();
+            world.server = Some(connection.clone());
+            let stop = properties.iter().find(|(name, _)| name == "TimeoutStopUSec");
+            world.stop_within = stop.map(|(_, value)| value.clone());
             world.asked.push(("StartTransientUnit".into(), name.clone(), names));
             (world.turns.pop_front().unwrap_or(Turn::Well), world.root.clone())
         };
@@ -190,6 +198,10 @@ impl Manager {
         Err(Refusal::NoSuchUnit(name))
     }
 
+    fn abandon_scope(&self, name: String) {
+        self.0.lock().unwrap().asked.push(("AbandonScope".into(), name, Vec::new()));
+    }
+
     fn reset_failed_unit(&self, name: String) {
         self.0.lock().unwrap().asked.push(("ResetFailedUnit".into(), name, Vec::new()));
     }
@@ -198,6 +210,11 @@ impl Manager {
         assert!(runtime);
         let text = properties.iter().map(|(name, value)| format!("{name}={}", &**value)).collect();
         self.0.lock().unwrap().asked.push(("SetUnitProperties".into(), name, text));
+    }
+
+    #[zbus(property)]
+    fn system_state(&self) -> String {
+        self.0.lock().unwrap().state.clone()
     }
 
     #[zbus(property)]
@@ -274,6 +291,16 @@ impl Fake {
 
     fn tried(&self) -> Vec<String> {
         self.asked("StartTransientUnit").into_iter().map(|(unit, _)| unit).collect()
+    }
+
+    /// The scope is in this state, and its controller is asked to end it.
+    async fn request_stop(&self, unit: &str, state: &str) {
+        let server = self.world.lock().unwrap().server.clone().unwrap();
+        let path = crate::systemd::dbus::unit_path(unit);
+        let object = server.object_server().interface::<_, Unit>(path.as_str()).await.unwrap();
+        object.get_mut().await.0 = state.to_owned();
+        let interface = "org.freedesktop.systemd1.Scope";
+        server.emit_signal(None::<&str>, path.as_str(), interface, "RequestStop", &()).await.unwrap();
     }
 
     async fn until_reset(&self, unit: &str) {
@@ -435,8 +462,56 @@ async fn the_verdict_comes_from_the_file_or_else_from_systemd() {
     assert_eq!(fence.death_facts().await, killed);
     std::fs::remove_dir_all(&group).unwrap();
     fence.sweep().await.unwrap();
-    assert_eq!(fake.asked("StopUnit").len(), 1);
-    assert_eq!(fake.asked("ResetFailedUnit").len(), 1);
+    let asked: Vec<String> = fake.world.lock().unwrap().asked.iter().map(|asked| asked.0.clone()).collect();
+    // With a controller, a stop would wait for it.
+    assert!(asked.ends_with(&["AbandonScope", "StopUnit", "ResetFailedUnit"].map(str::to_owned)), "{asked:?}");
+}
+
+#[tokio::test]
+async fn whoever_has_the_scope_stopped_is_heard_and_liars_are_not() {
+    let fake = Fake::new("stops", "257", &[]);
+    let fence = fake.enclose().await.unwrap();
+    for liar in ["paddock-my-3-2f.scope", FIRST] {
+        if liar != FIRST {
+            let path = crate::systemd::dbus::unit_path(liar);
+            let server = fake.world.lock().unwrap().server.clone().unwrap();
+            server.object_server().at(path.as_str(), Unit("deactivating".into())).await.unwrap();
+        }
+        fake.request_stop(liar, if liar == FIRST { "active" } else { "deactivating" }).await;
+        let event = tokio::time::timeout(Duration::from_millis(200), fence.next_event()).await;
+        assert!(event.is_err(), "{event:?} after {liar}");
+    }
+    fake.request_stop(FIRST, "deactivating").await;
+    let event = tokio::time::timeout(Duration::from_mins(1), fence.next_event()).await.unwrap();
+    assert_eq!(event, FenceEvent::StopRequested);
+    // Said once.
+    assert!(tokio::time::timeout(Duration::from_millis(200), fence.next_event()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_scope_has_the_time_of_its_own_generation_to_drain() {
+    let fake = Fake::new("drain", "257", &[]);
+    for (graceful, micros) in [(30, 40_000_000_u64), (300, 310_000_000)] {
+        fake.isolation.set_drain(Drain { graceful: Duration::from_secs(graceful), ..DRAIN });
+        fake.enclose().await.unwrap();
+        let stop = fake.world.lock().unwrap().stop_within.take().unwrap();
+        assert_eq!(u64::try_from(stop).unwrap(), micros);
+    }
+}
+
+#[tokio::test]
+async fn whether_the_system_stops_is_systemd_s_to_say() {
+    let fake = Fake::new("system", "257", &[]);
+    fake.enclose().await.unwrap();
+    for (state, stops) in [("running", false), ("degraded", false), ("stopping", true)] {
+        fake.world.lock().unwrap().state = state.into();
+        assert_eq!(fake.isolation.system_stops().await, stops, "{state}");
+    }
+    let client = fake.world.lock().unwrap().client.take().unwrap();
+    client.close().await.unwrap();
+    fake.world.lock().unwrap().gone = true;
+    let stops = tokio::time::timeout(Duration::from_mins(1), fake.isolation.system_stops()).await.unwrap();
+    assert!(!stops, "nobody says so");
 }
 
 #[tokio::test]
