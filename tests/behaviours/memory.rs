@@ -176,7 +176,8 @@ fn b35_no_room(mode: Mode) {
 
 /// `PADDOCK_TEST_OOM_KILLS` says how many; the full thousand belongs to a machine that has the time.
 fn b36_verdicts(mode: Mode) {
-    let kills = std::env::var("PADDOCK_TEST_OOM_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    let asked = std::env::var("PADDOCK_TEST_OOM_KILLS").ok().and_then(|text| text.parse().ok());
+    let kills = asked.unwrap_or_else(|| usize::try_from(pace::share(100)).unwrap());
     let app = App::new(mode).set("workers", 4).set("memory.max", "32M").set("memory.recycle_at", "90%");
     let app = app.set("restart.backoff", "10ms").set("restart.backoff_max", "10ms").worker("direct", 1);
     let manager = app.start_ready(4);
