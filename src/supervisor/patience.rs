@@ -144,10 +144,9 @@ mod tests {
             let end = bench.now.after(span);
             while bench.now < end {
                 let next = bench.core.next_deadline().map_or(end, |(at, _)| at.min(end));
+                assert!(self.until > Some(next), "it waits until {:?}, and nothing happens before {next}", self.until);
                 bench.pass(next - bench.now);
                 self.hear(bench);
-                let until = self.until.unwrap();
-                assert!(until > bench.now, "it waited until {until}, it is {}", bench.now);
             }
         }
     }
@@ -193,9 +192,20 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_right_after_the_start_asks_for_a_patience_of_its_own() {
-        let mut bench = Bench::ready(policy());
-        bench.reload(1, Policy { start: Duration::from_mins(10), ..policy() });
+    fn a_reload_right_after_another_asks_for_a_patience_of_its_own() {
+        let quick = Policy { workers: 1, hold: Duration::ZERO, ..policy() };
+        let mut bench = Bench::ready(quick.clone());
+        let old = bench.current(0);
+        bench.reload(1, quick);
+        bench.reload(2, Policy { workers: 1, start: Duration::from_mins(10), ..policy() });
+        let canary = bench.newest().worker;
+        bench.up(canary);
+        bench.take();
+        bench.ends(old, Ended::Exit(0));
+        assert!(
+            bench.told(&ServiceState::Ready) && bench.told(&ServiceState::Reloading),
+            "one roll ends, another begins"
+        );
         let canary = bench.newest().worker;
         bench.started(canary);
         let mut systemd = Systemd::hears(&mut bench);

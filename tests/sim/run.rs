@@ -192,7 +192,7 @@ impl Run {
             let happens = self.world.next();
             let deadline = case.core.next_deadline().map(|(at, _)| at);
             let Some(next) = [happens, deadline].into_iter().flatten().min().filter(|at| *at <= end) else {
-                // A crash may have taken longer.
+                // A crash, or a standstill, may have taken longer.
                 case.now = case.now.max(end);
                 return Ok(());
             };

@@ -259,7 +259,7 @@ impl Judge {
     /// Systemd is never left to wait beyond what it was asked for, and start-up ends as it must.
     pub(crate) fn check_service(&mut self, step: &Step<'_>) -> Law {
         if !self.told_ready && !step.after.stopping {
-            law!(self.patience.is_some_and(|at| at > step.now), "systemd's patience is over at {:?}", self.patience);
+            law!(self.lasts(step), "systemd's patience is over at {:?}", self.patience);
             let known = self.missing(step.after).is_empty();
             law!(!known || step.after.ready == 0, "the start-up is over and READY was not said");
             let first = |id: WorkerId| {
@@ -274,7 +274,7 @@ impl Judge {
         let killable = self.lives.values().any(|life| life.phase < Phase::Killing || life.repeats == 0);
         let waited_for = step.after.roll.is_some() || (step.after.stopping && killable);
         law!(
-            !waited_for || self.over || self.patience.is_some_and(|at| at > step.now),
+            !waited_for || self.over || self.lasts(step),
             "systemd waits, its patience is over at {:?}",
             self.patience
         );
@@ -291,6 +291,12 @@ impl Judge {
         law!(self.stop.is_none() || step.after.stopping, "it does not stop");
         law!(!step.after.stopping || !self.lives.is_empty() || self.over, "nothing is left and it does not leave");
         Ok(())
+    }
+
+    /// Whether systemd's patience lasts until we do something, whoever else is silent.
+    fn lasts(&self, step: &Step<'_>) -> bool {
+        let next = step.after.next_deadline.as_ref().map(|(at, _)| *at);
+        self.patience.is_some_and(|until| until > step.now && next.is_some_and(|at| at < until))
     }
 
     /// Only the clients of stops wait for the end.
