@@ -11,6 +11,7 @@ use crate::adoption::{crash, main_pid, slowly};
 use crate::service::{
     PATIENCE, install, is_ready, property, shipped_unit, systemctl, systemctl_ok, unique_name, wait_status,
 };
+use crate::shutdown::session_ends;
 use crate::support::cgroup;
 use crate::support::http::{self, Target};
 use crate::support::load::Load;
@@ -162,7 +163,7 @@ fn user_mode() {
     UserService::systemctl(&["reload", &service.unit]);
     let after = wait_status(&service.control(), "the roll is over", is_ready(2));
     assert!(after.ready_pids().is_disjoint(&status.ready_pids()));
-    UserService::systemctl(&["stop", &service.unit]);
+    session_ends(&service, 4);
 }
 
 /// An app for the shipped delegated unit, whose instances are named after their user, and its socket and service.
