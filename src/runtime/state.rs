@@ -20,15 +20,17 @@ use crate::isolation::Mode;
 use crate::supervisor::Supervisor;
 use crate::supervisor::action::{Action, Start};
 use crate::supervisor::id::{ConfigId, RequestId};
+use crate::supervisor::shelf::put_on_shelf;
 use crate::supervisor::time::Time;
 
 use super::generation::Prepared;
 
 /// The form that this version writes. It reads this one and every older one.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// From each older version to the next; the first is that of version 1.
-const STEPS: [fn(&mut serde_json::Map<String, Value>); VERSION as usize - 1] = [say_who_wrote];
+const STEPS: [fn(&mut serde_json::Map<String, Value>); VERSION as usize - 1] =
+    [say_who_wrote, put_releases_on_shelf];
 
 /// More than ten thousand workers need.
 const STATE_MAX: u64 = 64 << 20;
@@ -319,6 +321,13 @@ fn say_who_wrote(fields: &mut serde_json::Map<String, Value>) {
     fields.insert("paddock".to_owned(), "0.1.0".into());
 }
 
+/// From version 2 to 3.
+fn put_releases_on_shelf(fields: &mut serde_json::Map<String, Value>) {
+    if let Some(workers) = fields.get_mut("supervisor").and_then(|supervisor| supervisor.get_mut("workers")) {
+        put_on_shelf(workers);
+    }
+}
+
 fn open(path: &Path, how: OFlags) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | how | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::from_raw_mode(0o600))?)
@@ -427,8 +436,8 @@ mod tests {
         let good = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, good.get(..good.len() / 2).unwrap()).unwrap();
         assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Damaged { .. })));
-        std::fs::write(&path, good.replacen("\"version\":2", "\"version\":3", 1)).unwrap();
-        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Newer { version: 3, .. })));
+        std::fs::write(&path, good.replacen("\"version\":3", "\"version\":4", 1)).unwrap();
+        assert!(matches!(StateFile::new(&directory).load(), Err(StateError::Newer { version: 4, .. })));
         std::fs::write(&path, good.replacen(&boot_id(), "another", 1)).unwrap();
         assert!(StateFile::new(&directory).load().unwrap().is_none());
         std::fs::remove_dir_all(directory).unwrap();
@@ -444,44 +453,53 @@ mod tests {
         std::fs::remove_dir_all(directory).unwrap();
     }
 
-    /// Written by version 1 in the middle of a roll. Whatever is added to a state, this stays readable.
-    #[test]
-    fn a_state_of_version_1_is_read() {
-        const OLD: &str = include_str!("../../tests/golden/state/version-1.json");
-        let directory = test_directory("state-old");
-        let path = directory.join(STATE);
-        std::fs::write(&path, OLD.replacen("00000000-0000-4000-8000-000000000000", &boot_id(), 1)).unwrap();
-        let mut file = StateFile::new(&directory);
-        let state = file.load().unwrap().unwrap();
-        assert_eq!((state.version, state.paddock.as_str()), (VERSION, "0.1.0"));
-        assert_eq!(state.isolation, Mode::None);
-        assert_eq!(state.pending.len(), 1);
-        let pids: Vec<_> = state.workers.iter().map(|worker| worker.pid).collect();
-        assert_eq!(pids, [Some(24508), Some(24509), Some(24527)]);
-        let snapshot = state.supervisor.snapshot();
-        assert_eq!(
-            (snapshot.generation.0, snapshot.workers.len(), snapshot.roll.map(|roll| roll.to.0)),
-            (1, 3, Some(2))
-        );
-        assert_eq!(state.configs.len(), 2);
-        let newest = state.configs.values().next_back().unwrap();
-        assert_eq!(newest.config.command, ["sleep", "1000"]);
-        assert_eq!(newest.environment.len(), 2);
+    const VERSION_1: &str = include_str!("../../tests/golden/state/version-1.json");
+    const VERSION_2: &str = include_str!("../../tests/golden/state/version-2.json");
 
-        // What it is written as next is of this version, and says the same.
-        let books = Books {
-            isolation: state.isolation,
-            pending: &state.pending,
-            workers: state.workers.clone(),
-            configs: state.configs.iter().map(|(id, prepared)| (*id, prepared)).collect(),
-            last_config: state.last_config,
-            last_request: state.last_request,
-        };
-        file.save(&state.supervisor, books).unwrap();
-        let again = StateFile::new(&directory).load().unwrap().unwrap();
-        assert_eq!(again.supervisor.snapshot(), state.supervisor.snapshot());
-        assert_eq!(again.paddock, env!("CARGO_PKG_VERSION"));
-        assert!(std::fs::read_to_string(path).unwrap().starts_with(&format!("{{\"version\":{VERSION},")));
-        std::fs::remove_dir_all(directory).unwrap();
+    /// Each was written in the middle of a roll. Whatever is added to a state, they stay readable.
+    #[test]
+    fn states_of_older_versions_are_read() {
+        for (old, pending, pids, command) in [
+            (VERSION_1, 1, &[24508, 24509, 24527][..], ["sleep", "1000"]),
+            (VERSION_2, 3, &[18136, 18138, 18140, 19217], ["sleep", "2000"]),
+        ] {
+            let directory = test_directory("state-old");
+            std::fs::write(
+                directory.join(STATE),
+                old.replacen("00000000-0000-4000-8000-000000000000", &boot_id(), 1),
+            )
+            .unwrap();
+            let mut file = StateFile::new(&directory);
+            let state = file.load().unwrap().unwrap();
+            assert_eq!((state.version, state.paddock.as_str()), (VERSION, "0.1.0"));
+            assert_eq!((state.isolation, state.pending.len()), (Mode::None, pending));
+            let found: Vec<_> = state.workers.iter().filter_map(|worker| worker.pid).collect();
+            assert_eq!(found, pids);
+            let snapshot = state.supervisor.snapshot();
+            let of_workers: Vec<_> = snapshot.workers.iter().filter_map(|worker| worker.pid).collect();
+            assert_eq!(of_workers, pids);
+            assert_eq!((snapshot.generation.0, snapshot.roll.map(|roll| roll.to.0)), (1, Some(2)));
+            assert_eq!(state.configs.len(), 2);
+            let newest = state.configs.values().next_back().unwrap();
+            assert_eq!(newest.config.command, command);
+            assert_eq!(newest.environment.len(), 2);
+
+            // What it is written as next is of this version, and says the same.
+            let books = Books {
+                isolation: state.isolation,
+                pending: &state.pending,
+                workers: state.workers.clone(),
+                configs: state.configs.iter().map(|(id, prepared)| (*id, prepared)).collect(),
+                last_config: state.last_config,
+                last_request: state.last_request,
+            };
+            file.save(&state.supervisor, books).unwrap();
+            let again = StateFile::new(&directory).load().unwrap().unwrap();
+            assert_eq!(again.supervisor.snapshot(), state.supervisor.snapshot());
+            assert_eq!(again.paddock, env!("CARGO_PKG_VERSION"));
+            let text = std::fs::read_to_string(directory.join(STATE)).unwrap();
+            assert!(text.starts_with(&format!("{{\"version\":{VERSION},")));
+            std::fs::remove_dir_all(directory).unwrap();
+        }
     }
 }

@@ -39,6 +39,7 @@ mod resume;
 mod rollout;
 mod say;
 mod service;
+pub mod shelf;
 mod slot;
 pub mod snapshot;
 mod standstill;
@@ -82,6 +83,7 @@ const FENCE: Duration = Duration::from_mins(1);
 pub struct Supervisor {
     rng: Xoshiro256PlusPlus,
     /// Boxed, so that a search for one of many walks over little memory.
+    #[serde(with = "shelf")]
     workers: BTreeMap<WorkerId, Box<Worker>>,
     slots: BTreeMap<SlotId, Slot>,
     /// How many workers are wanted: as many slots are.

@@ -9,43 +9,61 @@ use super::Supervisor;
 use super::id::{Generation, RequestId, SlotId, WorkerId};
 use super::recycle::Cause;
 use super::rollout::Stage;
+use super::shelf::is_default;
 use super::time::Time;
 use super::verdict::Verdict;
 use super::worker::Phase;
 
 /// One slot.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Slot {
     /// Whether a worker is to stand here; otherwise it is being given up.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) wanted: bool,
     /// Whose place it is now.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) current: Option<WorkerId>,
     /// Who is started beside `current`, to take its place.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) replacement: Option<WorkerId>,
     /// Workers of this slot of which something may be left, `current` and `replacement` included.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) members: u32,
     /// The newest generation that had a ready worker here: its first life is over or under way.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) spread: Option<Generation>,
     /// Whether its first worker has had its outcome.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) had_outcome: bool,
     /// Restarts in a row, and the last delay before one.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) strikes: u32,
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) last_delay: Duration,
     /// No start before this.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) wait: Option<Time>,
     /// Starts that failed in a row during this roll.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) failures: u32,
     /// Its worker of an undone generation stays because the old configuration does not start.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) kept: bool,
     /// Lives in a row that were over the soft limit as soon as they were ready.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) hot: u32,
     /// Deaths so far, by verdict.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) verdicts: BTreeMap<Verdict, u64>,
     /// Planned replacements so far, by cause.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) recycles: BTreeMap<Cause, u64>,
     /// The last death.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) last_death: Option<String>,
     /// Clients that wait for a recycle, and the worker they want to be rid of.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) asked: Vec<(RequestId, Option<WorkerId>)>,
     /// What the indices below hold for this slot.
     listed: Listed,
@@ -53,12 +71,18 @@ pub(super) struct Slot {
 
 /// What `refresh` has entered into the indices, so that it can take it out again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct Listed {
+    #[serde(skip_serializing_if = "is_default")]
     occupied: bool,
+    #[serde(skip_serializing_if = "is_default")]
     serving: bool,
     /// How many restarts in a row it had: who fails less goes first.
+    #[serde(skip_serializing_if = "is_default")]
     vacant: Option<u32>,
+    #[serde(skip_serializing_if = "is_default")]
     uncovered: bool,
+    #[serde(skip_serializing_if = "is_default")]
     queued: Option<(Cause, u64, WorkerId)>,
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::id::{SlotId, WorkerId};
+use super::shelf::is_default;
 use super::time::Time;
 use super::worker::{Phase, Worker};
 use crate::config::model::Ready;
@@ -60,10 +61,13 @@ pub(super) fn deadline(from: Time, span: Duration) -> Option<Time> {
 /// One clock of one worker. Pings move a deadline away again and again, long before it is near; so its entry among all
 /// deadlines stays where it is, too early, and is put right once it is the first.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Alarm {
     /// When it rings.
+    #[serde(skip_serializing_if = "is_default")]
     pub(super) at: Option<Time>,
     /// Where it stands among all deadlines: never later than `at`.
+    #[serde(skip_serializing_if = "is_default")]
     listed: Option<Time>,
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{ConfigId, Generation, SlotId};
 use super::policy::Policy;
 use super::recycle::Cause;
+use super::shelf::is_default;
 use super::time::Time;
 use super::timers::{Alarm, Clock};
 use super::verdict::Verdict;
@@ -101,41 +102,60 @@ pub(super) enum Edge {
 /// One worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Worker {
+    /// Written down once for all workers of it (`shelf`).
+    #[serde(skip_serializing)]
     pub(super) release: Arc<Release>,
     pub(super) phase: Phase,
     /// `READY=1` overtook the news of the exec.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) said_ready: bool,
     /// `Gone` overtook `Exited`.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) gone: bool,
     /// Whether our drain signal is out.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) signalled: bool,
     /// It asked for its replacement itself.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) asked: bool,
     pub(super) last_ping: Time,
     /// In the order of [`Clock`].
     pub(super) alarms: [Alarm; Clock::COUNT],
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) requests: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) quota: Option<u64>,
     /// It is to be replaced, and since which point in the line.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) due: Option<(Cause, u64)>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) ready_at: Option<Time>,
     pub(super) slot: SlotId,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) pid: Option<u32>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) lifetime: Option<Duration>,
     /// When the phase began.
     pub(super) since: Time,
     /// Why it drains, if it does.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) drain: Option<Drain>,
     /// Our SIGABRT or SIGKILL is out; the verdict that it makes.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) kill: Option<Verdict>,
     pub(super) edge: Edge,
     /// How often SIGKILL had to be repeated.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) repeats: u32,
     /// The soft limit in force.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) recycle_at: Option<u64>,
     /// The hard limit in force; what the budget counts.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) memory_max: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) unreclaimable: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) status: String,
 }
 
