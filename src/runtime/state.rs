@@ -29,8 +29,7 @@ use super::generation::Prepared;
 const VERSION: u32 = 3;
 
 /// From each older version to the next; the first is that of version 1.
-const STEPS: [fn(&mut serde_json::Map<String, Value>); VERSION as usize - 1] =
-    [say_who_wrote, put_releases_on_shelf];
+const STEPS: [fn(&mut serde_json::Map<String, Value>); VERSION as usize - 1] = [say_who_wrote, put_releases_on_shelf];
 
 /// More than ten thousand workers need.
 const STATE_MAX: u64 = 64 << 20;
@@ -464,11 +463,8 @@ mod tests {
             (VERSION_2, 3, &[18136, 18138, 18140, 19217], ["sleep", "2000"]),
         ] {
             let directory = test_directory("state-old");
-            std::fs::write(
-                directory.join(STATE),
-                old.replacen("00000000-0000-4000-8000-000000000000", &boot_id(), 1),
-            )
-            .unwrap();
+            std::fs::write(directory.join(STATE), old.replacen("00000000-0000-4000-8000-000000000000", &boot_id(), 1))
+                .unwrap();
             let mut file = StateFile::new(&directory);
             let state = file.load().unwrap().unwrap();
             assert_eq!((state.version, state.paddock.as_str()), (VERSION, "0.1.0"));

@@ -5,6 +5,8 @@
 //! [`MARKER`] in the environment that it was started with. A daemon that was never seen and has overwritten its
 //! environment, or runs as somebody whose environment we may not read, is not found: that takes a real fence.
 
+mod census;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -18,6 +20,7 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::census::{Census, Table};
 use super::proc::{self, Stat};
 use super::{
     DeathFacts, Fence, FenceError, FenceEvent, FenceLimits, FenceName, Handed, Isolation, Leftover, Leftovers,
@@ -31,6 +34,12 @@ pub const MARKER: &str = "PADDOCK_WORKER";
 
 /// How often memory is looked at while an edge is armed.
 const SAMPLE: Duration = Duration::from_secs(1);
+
+/// How long ago who is inside may have been seen, for knowing what they hold.
+const SEEN: Duration = Duration::from_millis(500);
+
+/// The same for killing them; nobody escapes by being younger, for what they leave is swept.
+const JUST_SEEN: Duration = Duration::from_millis(50);
 
 /// Of so many senders it is remembered that they were inside; a look at the whole tree forgets those that are gone.
 const MOST_KNOWN: usize = 1024;
@@ -51,6 +60,7 @@ pub(crate) fn parse_marker(marker: &str) -> Option<FenceName> {
 pub struct NoneIsolation {
     /// First processes of the workers that have not been swept.
     leaders: Rc<RefCell<HashSet<Pid>>>,
+    census: Rc<Census>,
 }
 
 impl NoneIsolation {
@@ -60,7 +70,7 @@ impl NoneIsolation {
     /// What `prctl(2)` says.
     pub fn new() -> io::Result<Self> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        Ok(Self { leaders: Rc::default() })
+        Ok(Self { leaders: Rc::default(), census: Rc::default() })
     }
 }
 
@@ -145,6 +155,8 @@ impl NoneIsolation {
             limit: Cell::new(limit),
             known: RefCell::new(known),
             leaders: Rc::clone(&self.leaders),
+            census: Rc::clone(&self.census),
+            own: rustix::process::getpid(),
             edge: Cell::new(None),
             changed: Notify::new(),
             last: Cell::new(None),
@@ -173,6 +185,9 @@ struct NoFence {
     /// Processes that were seen inside, with their start times: they stay inside whatever they do.
     known: RefCell<HashMap<Pid, u64>>,
     leaders: Rc<RefCell<HashSet<Pid>>>,
+    census: Rc<Census>,
+    /// This process.
+    own: Pid,
     /// The armed edge, and when to look next.
     edge: Cell<Option<(u64, Instant)>>,
     changed: Notify,
@@ -187,11 +202,10 @@ impl NoFence {
 
     /// Whether this process is inside, going by itself and its ancestors.
     fn is_member(&self, pid: Pid, stat: &Stat, all: &dyn Fn(Pid) -> Option<Stat>) -> bool {
-        let own = rustix::process::getpid();
         let (mut pid, mut stat) = (pid, *stat);
         // The chain of parents has no loops, but it is read while it changes.
         for _ in 0..1024 {
-            if pid == own {
+            if pid == self.own {
                 return false;
             }
             if self.is_inside_by_itself(pid, &stat, all) {
@@ -224,52 +238,61 @@ impl NoFence {
             return true;
         }
         // Only of orphans that came back: reading an environment takes a lock of its process, so not of everybody.
-        stat.parent == rustix::process::getpid().as_raw_pid() && proc::started_with(pid, MARKER, &self.marker)
+        stat.parent == self.own.as_raw_pid() && proc::started_with(pid, MARKER, &self.marker)
     }
 
     /// Everybody inside, zombies too; what is seen is remembered.
-    fn members(&self) -> io::Result<Members> {
-        Ok(self.members_among(&everybody()?))
+    async fn members(&self) -> io::Result<Members> {
+        Ok(self.members_among(&*self.census.look().await?))
     }
 
-    /// The same. The look at all processes of the machine does not keep the loop from others.
-    async fn members_aside(&self) -> io::Result<Members> {
-        let table = aside(everybody).await??;
-        Ok(self.members_among(&table))
+    fn members_among(&self, table: &Table) -> Members {
+        let look = |pid: Pid| table.get(pid);
+        let mut found: HashMap<Pid, Stat> = HashMap::new();
+        // Whoever may be inside by itself, and what descends from those that are.
+        let mut to_see: Vec<Pid> = self.known.borrow().keys().copied().collect();
+        to_see.extend(table.session(self.leader).iter().chain(table.children(self.own)));
+        to_see.retain(|&pid| look(pid).is_some_and(|stat| self.is_inside_by_itself(pid, &stat, &look)));
+        while let Some(pid) = to_see.pop() {
+            if let Some(stat) = look(pid).filter(|_| pid != self.own)
+                && found.insert(pid, stat).is_none()
+            {
+                to_see.extend(table.children(pid));
+            }
+        }
+        let mut known = self.known.borrow_mut();
+        known.retain(|&pid, &mut started| table.may_live(pid, started));
+        known.extend(found.iter().map(|(&pid, stat)| (pid, stat.start_time)));
+        found.into_iter().collect()
     }
 
-    fn members_among(&self, table: &HashMap<Pid, Stat>) -> Members {
-        let look = |pid: Pid| table.get(&pid).copied();
-        let found: Members = table
-            .iter()
-            .filter(|(pid, stat)| self.is_member(**pid, stat, &look))
-            .map(|(&pid, &stat)| (pid, stat))
-            .collect();
-        *self.known.borrow_mut() = found.iter().map(|&(pid, stat)| (pid, stat.start_time)).collect();
-        found
-    }
-
-    /// SIGKILL to everybody inside, until nobody new appears: who has been signalled forks no more.
+    /// SIGKILL to everybody inside. Who was not seen, because it is that young, is killed when what is left is swept.
     fn kill_all(&self) -> io::Result<()> {
-        let mut hunt = Hunt::default();
-        while hunt.kill(&self.members()?) {}
+        let mut members = self.members_among(&*self.census.recent_now(JUST_SEEN)?);
+        if let Ok(first) = proc::stat(self.leader)
+            && first.start_time == self.started
+            && members.iter().all(|(pid, _)| *pid != self.leader)
+        {
+            members.push((self.leader, first));
+        }
+        Hunt::default().kill(&members);
         Ok(())
     }
 
     async fn empty(&self) -> io::Result<()> {
         loop {
             let mut hunt = Hunt::default();
-            let mut members = self.members_aside().await?;
+            let mut members = self.members().await?;
             while hunt.kill(&members) {
-                members = self.members_aside().await?;
+                members = self.members().await?;
             }
             if !hunt.signalled.is_empty() {
                 for pidfd in hunt.signalled {
                     sys::watch(pidfd, Interest::READABLE)?.readable().await?.retain_ready();
                 }
-                members = self.members_aside().await?;
+                members = self.members().await?;
             }
-            let own = rustix::process::getpid().as_raw_pid();
+            let own = self.own.as_raw_pid();
             let mut waiting = false;
             let inside: HashSet<i32> = members.iter().map(|(pid, _)| pid.as_raw_pid()).collect();
             for (pid, stat) in members {
@@ -305,13 +328,13 @@ impl NoFence {
         sum
     }
 
-    fn living(&self) -> io::Result<Vec<Pid>> {
-        let members = self.members()?.into_iter();
-        Ok(members.filter(|(_, stat)| !stat.is_over()).map(|(pid, _)| pid).collect())
+    fn living(&self, table: &Table) -> Vec<Pid> {
+        let members = self.members_among(table).into_iter();
+        members.filter(|(_, stat)| !stat.is_over()).map(|(pid, _)| pid).collect()
     }
 
     async fn sample(&self) -> io::Result<MemoryReading> {
-        let pids = self.living()?;
+        let pids = self.living(&*self.census.recent(SEEN).await?);
         let reading = if pids.len() > 1 {
             // What a tree shares would be counted many times over; the exact way may block, so not on this thread.
             let look = move || pids.into_iter().map(proc::proportional).collect::<Vec<_>>();
@@ -327,11 +350,6 @@ impl NoFence {
         let what = format!("{what} {}", self.describe());
         move |error| FenceError { what, source: error.into() }
     }
-}
-
-/// Every process of the machine.
-fn everybody() -> io::Result<HashMap<Pid, Stat>> {
-    Ok(proc::all()?.into_iter().filter_map(|pid| proc::stat(pid).ok().map(|stat| (pid, stat))).collect())
 }
 
 /// Killing a tree, look by look.
@@ -391,7 +409,8 @@ impl Fence for NoFence {
         if let Some((reading, _)) = self.last.get().filter(|(_, taken)| taken.elapsed() < 2 * SAMPLE) {
             return Ok(reading);
         }
-        let pids = self.living().map_err(self.failed("reading the memory of"))?;
+        let table = self.census.recent_now(SEEN).map_err(self.failed("reading the memory of"))?;
+        let pids = self.living(&table);
         Ok(self.total(pids.into_iter().map(proc::resident)))
     }
 
