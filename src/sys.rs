@@ -228,6 +228,14 @@ pub fn spawn_at(birthplace: &Birthplace, program: &Program<'_>) -> io::Result<Pi
     Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
 }
 
+/// Have all threads allocate from one place. Ours are many and short, and each would leave a heap of its own behind
+/// (`M_ARENA_MAX`, mallopt(3)).
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number, and is called before there is a second thread.
+    let _ = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+}
+
 /// Give back memory that only the start needed: what was freed of the heap (malloc_trim(3)), and this program's own pages,
 /// which the kernel takes from its page cache again where they are used (`MADV_DONTNEED`, madvise(2)).
 pub fn give_back() {

@@ -26,6 +26,7 @@ use crate::runtime::upgrade::image::Image;
 use crate::runtime::upgrade::take::Baton;
 use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::Level;
+use crate::sys;
 use crate::systemd::activation::Inherited;
 use crate::systemd::notify::{ServiceNotifier, watchdog_interval};
 use crate::worker::files;
@@ -41,6 +42,7 @@ pub fn run(
     directory: Option<&Path>,
     colour: bool,
 ) -> Result<u8, Refusal> {
+    sys::share_one_heap();
     // What an earlier image of this process left has the numbers that it names: nothing may be opened before.
     let handed = Handover::take(|variable| std::env::var_os(variable)).map_err(Refusal::of_machine)?;
     let baton = handed.map(Baton::grasp).transpose().map_err(Refusal::of_machine)?;

@@ -18,10 +18,12 @@ use crate::supervisor::event::{Event, Message};
 use crate::supervisor::id::{ConfigId, RequestId, WorkerId};
 use crate::supervisor::note::{Level, Note};
 use crate::supervisor::time::Time;
+use crate::sys;
 use crate::systemd::notify::ServiceNotifier;
 use crate::worker::open_files::OpenFiles;
 
 use super::adopt::{self, Found};
+use super::calm::Calm;
 use super::changes::News;
 use super::clock::{self, Timer};
 use super::deeds::{Deed, Deeds};
@@ -42,6 +44,9 @@ const BATCH: usize = 256;
 
 /// How long what workers said may be known to this process only, if nothing is done about it.
 const UNSAVED_MOST: Duration = Duration::from_secs(1);
+
+/// How long those that are over may stay zombies while there is always something else to do.
+const ORPHANS_MOST: Duration = Duration::from_secs(1);
 
 /// What the loop is made of before it turns.
 pub struct Parts {
@@ -120,6 +125,9 @@ pub struct Manager {
     pub(super) upgrade: Upgrade,
     pub(super) answers: mpsc::UnboundedSender<Answer>,
     pub(super) deeds: Deeds,
+    calm: Calm,
+    /// Since when children may be over that nobody waits for.
+    orphans: Option<Time>,
     pub(super) rereads: Vec<Deed>,
     pub(super) exit: Option<u8>,
 }
@@ -166,6 +174,7 @@ enum Woken {
     Rest,
     Room,
     Timer,
+    Orphans,
 }
 
 /// Run the app until it is stopped; the exit code. Call inside a `LocalSet`.
@@ -223,6 +232,8 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         upgrade: Upgrade::default(),
         answers,
         deeds: Deeds::default(),
+        calm: Calm::default(),
+        orphans: None,
         rereads: Vec::new(),
         exit: None,
     };
@@ -264,7 +275,7 @@ impl Manager {
         let deadline = self.supervisor.next_deadline().map(|(at, _)| at);
         let ping = inputs.ping.as_ref().map(|ping| ping.next);
         let save = self.unsaved.map(|since| since.after(UNSAVED_MOST));
-        let wake_at = [deadline, ping, save, self.rest_until()].into_iter().flatten().min();
+        let wake_at = [deadline, ping, save, self.calm.at(), self.rest_until()].into_iter().flatten().min();
         if let Err(error) = inputs.timer.set(wake_at) {
             // Without a timer every deadline would be missed: look again in a moment instead.
             self.log.say(Level::Error, &format!("setting the timer: {error}"));
@@ -285,6 +296,7 @@ impl Manager {
             // The log is flushed at the beginning of each turn.
             () = self.log.room() => Woken::Rest,
             () = inputs.timer.expired() => Woken::Timer,
+            () = std::future::ready(()), if self.orphans.is_some() => Woken::Orphans,
         }
     }
 
@@ -319,6 +331,12 @@ impl Manager {
         if self.resumed && !self.strays.is_empty() {
             self.dismiss_strays();
         }
+        if self.orphans.is_some_and(|since| since.after(ORPHANS_MOST) <= now) {
+            self.reap_orphans();
+        }
+        if self.calm.comes(now) {
+            sys::give_back();
+        }
         if let Some(ping) = inputs.ping.as_mut().filter(|ping| ping.next <= now) {
             ping.next = now.after(ping.every);
             if let Some(Err(error)) = self.notifier.as_mut().map(ServiceNotifier::ping) {
@@ -333,7 +351,10 @@ impl Manager {
             Woken::Signal(asked) => self.signalled(asked, now, actions),
             Woken::Event(event) => self.step(event, now, actions),
             Woken::Reread(reread) => self.reread(reread, now, actions),
-            Woken::Call(call) => self.called(call, now, actions),
+            Woken::Call(call) => {
+                self.calm.stir(now);
+                self.called(call, now, actions);
+            }
             Woken::News(News::Changed(what)) => {
                 self.log.say(Level::Info, &format!("{what}: reload"));
                 self.read_again(None);
@@ -346,6 +367,7 @@ impl Manager {
                 }
             }
             Woken::Answer(answer) => self.answered(answer, now),
+            Woken::Orphans => self.reap_orphans(),
             Woken::Timer | Woken::Rest => {}
         }
     }
@@ -392,6 +414,7 @@ impl Manager {
 
     /// Write down what is about to be done, do it, and write down that it is done.
     fn carry_out(&mut self, actions: &mut Vec<Action>) {
+        self.calm.stir(clock::now());
         self.save(actions);
         self.perform(actions);
         if let Some(file) = &self.state_file {
@@ -541,18 +564,20 @@ impl Manager {
             Asked::Reload => self.read_again(None),
             Asked::Status => self.log_status(now),
             Asked::Upgrade => self.upgrade(),
-            Asked::Children => {
-                let ours: BTreeSet<_> = self
-                    .workers
-                    .values()
-                    .filter_map(|worker| {
-                        worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get())
-                    })
-                    .chain(self.asked_child())
-                    .collect();
-                reap::orphans(&ours);
-            }
+            // People wait for the replacement of who died, and nobody for what it left.
+            Asked::Children => self.orphans = self.orphans.or(Some(now)),
         }
+    }
+
+    fn reap_orphans(&mut self) {
+        self.orphans = None;
+        let ours: BTreeSet<_> = self
+            .workers
+            .values()
+            .filter_map(|worker| worker.process.borrow().as_ref().map(|process| process.pid().as_raw_nonzero().get()))
+            .chain(self.asked_child())
+            .collect();
+        reap::orphans(&ours);
     }
 
     /// The end of a clean stop: last answers go out, nothing of ours stays behind.

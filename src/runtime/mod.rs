@@ -4,6 +4,7 @@
 //! outside; **perform**, a flat list of deeds that never waits: what takes time becomes a task whose end is an event.
 
 pub mod adopt;
+pub mod calm;
 pub mod changes;
 pub mod clock;
 pub mod deeds;

@@ -9,7 +9,6 @@ use crate::supervisor::action::{Action, ServiceState, Start};
 use crate::supervisor::event::Event;
 use crate::supervisor::id::WorkerId;
 use crate::supervisor::note::{Level, Note};
-use crate::sys;
 use crate::worker::files::Files;
 
 use super::clock;
@@ -100,7 +99,6 @@ impl Manager {
             Action::Tell(state) => {
                 if state == ServiceState::Ready {
                     self.dismiss_strays();
-                    sys::give_back();
                 }
                 if let Some(Err(error)) = self.notifier.as_mut().map(|notifier| notifier.tell(&state)) {
                     self.log.say(Level::Warning, &format!("telling systemd: {error}"));

@@ -85,6 +85,7 @@ pub struct Start {
     /// The configuration to use.
     pub config: ConfigId,
     /// `PADDOCK_MAX_REQUESTS`: this life's quota, spread and jitter included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<u64>,
 }
 
