@@ -32,7 +32,7 @@ use super::listeners::Listeners;
 use super::origin;
 use super::request::Reread;
 use super::signals::{Asked, Signals};
-use super::state::{Books, Record, State, StateFile};
+use super::state::{Books, RecordView, State, StateFile};
 use super::upgrade::image::Image;
 use super::upgrade::take::Taken;
 use super::upgrade::{Answer, Quiet, Upgrade};
@@ -448,7 +448,7 @@ impl Manager {
             let Action::Start(start) = action else { return None };
             let unique = origin::unique(&self.directory, self.started, start.worker);
             let is_new = !self.workers.contains_key(&start.worker);
-            is_new.then(|| Record { start: start.clone(), begun: clock::now(), unique, pid: None })
+            is_new.then(|| RecordView { start, begun: clock::now(), unique: unique.into(), pid: None })
         });
         Books {
             isolation: self.isolation.mode(),

@@ -4,6 +4,7 @@
 //! Written before deeds are done (`state`), and marked done after (`performed`): a manager that dies in between leaves
 //! the list of what it may not have done. Both live in the app's runtime directory, so they do not outlast a boot.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -73,7 +74,7 @@ struct StateView<'a> {
     isolation: Mode,
     supervisor: &'a Supervisor,
     pending: &'a [Action],
-    workers: Vec<Record>,
+    workers: Vec<RecordView<'a>>,
     configs: BTreeMap<ConfigId, &'a Prepared>,
     last_config: ConfigId,
     last_request: RequestId,
@@ -92,6 +93,26 @@ pub struct Record {
     pub pid: Option<u32>,
 }
 
+/// The same, as it is written: a replacement waits for that, so nothing is copied.
+#[derive(Serialize)]
+pub struct RecordView<'a> {
+    /// See [`Record::start`].
+    pub start: &'a Start,
+    /// See [`Record::begun`].
+    pub begun: Time,
+    /// See [`Record::unique`].
+    pub unique: Cow<'a, str>,
+    /// See [`Record::pid`].
+    pub pid: Option<u32>,
+}
+
+impl<'a> From<&'a Record> for RecordView<'a> {
+    fn from(record: &'a Record) -> Self {
+        let Record { start, begun, unique, pid } = record;
+        Self { start, begun: *begun, unique: Cow::Borrowed(unique), pid: *pid }
+    }
+}
+
 /// What to write down besides the supervisor.
 pub struct Books<'a> {
     /// How workers are fenced.
@@ -99,7 +120,7 @@ pub struct Books<'a> {
     /// What is about to be done.
     pub pending: &'a [Action],
     /// All workers.
-    pub workers: Vec<Record>,
+    pub workers: Vec<RecordView<'a>>,
     /// Configurations in use.
     pub configs: BTreeMap<ConfigId, &'a Prepared>,
     /// See [`State::last_config`].
@@ -484,7 +505,7 @@ mod tests {
             let books = Books {
                 isolation: state.isolation,
                 pending: &state.pending,
-                workers: state.workers.clone(),
+                workers: state.workers.iter().map(RecordView::from).collect(),
                 configs: state.configs.iter().map(|(id, prepared)| (*id, prepared)).collect(),
                 last_config: state.last_config,
                 last_request: state.last_request,

@@ -1,5 +1,6 @@
 //! One worker as the runtime holds it: its process, its fence, its sockets and its output.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ use crate::worker::output::Output;
 use crate::worker::pressure::PressureSocket;
 use crate::worker::process::Process;
 
-use super::state::Record;
+use super::state::{Record, RecordView};
 
 /// A worker from the moment its start was asked for until nothing is left of it.
 pub struct Worker {
@@ -178,9 +179,9 @@ impl Worker {
     }
 
     /// What the next manager must know of it.
-    pub fn record(&self) -> Record {
+    pub fn record(&self) -> RecordView<'_> {
         let pid = self.process.borrow().as_ref().filter(|_| self.started.get()).map(|process| process.id());
-        Record { start: self.start.clone(), begun: self.begun, unique: self.unique.clone(), pid }
+        RecordView { start: &self.start, begun: self.begun, unique: Cow::Borrowed(&self.unique), pid }
     }
 
     /// Send a signal to the first process; a worker that is not yet exec'd is given up instead.
