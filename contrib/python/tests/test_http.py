@@ -217,8 +217,8 @@ def test_a_spinning_request_asks_for_a_replacement(manager: Manager, server: lis
 
 
 def test_a_streaming_request_is_not_hung(manager: Manager, server: list[str]) -> None:
-    worker = manager.start(*server, "--request-timeout=0.6").ready()
-    assert manager.get("/stream/6/0.25").body == b"0\n1\n2\n3\n4\n5\n"
+    worker = manager.start(*server, "--request-timeout=1.5").ready()
+    assert manager.get("/stream/5/0.4").body == b"0\n1\n2\n3\n4\n"
     assert not worker.values("X_PADDOCK_RECYCLE")
 
 
