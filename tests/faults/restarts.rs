@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use crate::shortage::{groups, worker_files};
-use crate::support::manager::{App, Manager};
+use crate::support::manager::{App, Manager, SOON};
 use crate::support::proc;
 use crate::support::suite::{Mode, Suite};
 
@@ -85,7 +85,7 @@ fn many(mode: Mode) {
             }
         }
         if first.is_none() && restarts >= 100 {
-            next = settle(&manager, next);
+            next = settle(&manager, next, restarts);
             first = Some(at_rest(&manager, mode));
             // Everybody is ready now, and nobody would say so again.
             for pid in manager.status().ready_pids() {
@@ -94,7 +94,7 @@ fn many(mode: Mode) {
             }
         }
     }
-    settle(&manager, next);
+    settle(&manager, next, restarts);
     let (first, last) = (first.unwrap(), at_rest(&manager, mode));
     let _ =
         writeln!(std::io::stderr(), "{mode:?}: {restarts} restarts\n  after 100: {first:?}\n  at the end: {last:?}");
@@ -108,8 +108,11 @@ fn many(mode: Mode) {
     manager.stop();
 }
 
-/// Waits until all are ready; where the log ends then.
-fn settle(manager: &Manager, next: usize) -> usize {
+/// Waits until all who were killed have been replaced; where the log ends then.
+fn settle(manager: &Manager, next: usize, killed: usize) -> usize {
+    proc::wait_until(SOON, "all deaths are noticed", || {
+        manager.log.lines_after(0).iter().filter(|line| line.is("worker-died")).count() >= killed
+    });
     manager.wait_ready(4);
     next.max(manager.log.mark())
 }
