@@ -2,6 +2,7 @@
 //!
 //! `PADDOCK_TEST_RESTARTS=10000` makes it ten thousand.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::time::Duration;
@@ -73,13 +74,18 @@ fn many(mode: Mode) {
     let bound = Duration::from_mins(1) + Duration::from_millis(100) * u32::try_from(total).unwrap();
     let until = std::time::Instant::now() + bound;
     let (mut next, mut restarts, mut first) = (0, 0, None);
+    // A line about somebody may come when the status has shown it ready already.
+    let mut killed = BTreeSet::new();
     while restarts < total {
         assert!(std::time::Instant::now() < until, "{restarts} restarts within {bound:?}");
         manager.log.wait_after(next, bound, "a ready worker", |line| line.is("worker-ready"));
         let lines = manager.log.lines_after(next);
         next += lines.len();
         for line in lines.iter().filter(|line| line.is("worker-ready")) {
-            if let Some(process) = line.pid().and_then(proc::Process::open) {
+            if let Some(pid) = line.pid()
+                && let Some(process) = proc::Process::open(pid)
+                && killed.insert(pid)
+            {
                 process.signal(rustix::process::Signal::KILL);
                 restarts += 1;
             }
@@ -90,6 +96,7 @@ fn many(mode: Mode) {
             // Everybody is ready now, and nobody would say so again.
             for pid in manager.status().ready_pids() {
                 proc::signal(pid, rustix::process::Signal::KILL);
+                killed.insert(pid);
                 restarts += 1;
             }
         }
@@ -110,9 +117,8 @@ fn many(mode: Mode) {
 
 /// Waits until all who were killed have been replaced; where the log ends then.
 fn settle(manager: &Manager, next: usize, killed: usize) -> usize {
-    proc::wait_until(SOON, "all deaths are noticed", || {
-        manager.log.lines_after(0).iter().filter(|line| line.is("worker-died")).count() >= killed
-    });
+    let noticed = || manager.log.lines_after(0).iter().filter(|line| line.is("worker-died")).count();
+    proc::wait_until(SOON, &format!("{killed} deaths are noticed, not only {}", noticed()), || noticed() >= killed);
     manager.wait_ready(4);
     next.max(manager.log.mark())
 }
