@@ -7,8 +7,8 @@
 //! * `runtime` **performs**: the only loop, which turns what happens into events and actions into deeds;
 //! * the adapters touch the world: [`isolation`] (fences around workers), `worker` (making a process and
 //!   hearing it), `systemd` (activation, notification, journal), `control` (the socket of `paddock status`);
-//! * `cli` and `command` are the command line; `trust` says who else could change a file; `aside` keeps
-//!   what may block away from the loop; `sys` holds every raw system call.
+//! * `cli` and `command` are the command line; `trust` says who else could change a file; `aside` and `closing`
+//!   keep what may block away from the loop; `sys` holds every raw system call.
 
 // The laws of the simulation speak of this crate by its name.
 #[cfg(any(test, fuzzing))]
@@ -16,6 +16,7 @@ extern crate self as paddock;
 
 pub mod aside;
 pub mod cli;
+pub mod closing;
 pub mod command;
 pub mod config;
 pub mod control;

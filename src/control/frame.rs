@@ -10,7 +10,7 @@ pub(crate) struct Frames {
 }
 
 /// How much is read at a time.
-const CHUNK: usize = 4096;
+pub(crate) const CHUNK: usize = 4096;
 
 impl Frames {
     /// With the longest message allowed, in bytes, its zero byte not counted.

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod directory;
 pub(crate) mod frame;
+mod line;
 pub mod protocol;
 pub mod server;
 pub mod status;

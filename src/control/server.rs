@@ -26,6 +26,7 @@ use crate::supervisor::id::RequestId;
 
 use super::directory::{RuntimeDirectory, SOCKET, socket_address};
 use super::frame::Frames;
+use super::line::Line;
 use super::protocol::{Answer, Asked, ControlReply, ControlRequest, Envelope, MAX_REQUEST, Peer, understand};
 
 /// How many clients are served at a time. A further one takes the place of the one that has been idle longest.
@@ -169,7 +170,7 @@ impl Server {
         let waiting = clients.into_iter().filter_map(|(client, fd)| {
             // One that has gone meanwhile is let go.
             let stream = UnixStream::from_std(fd.into()).ok()?;
-            Some((client.request, server.shared.go_on(stream, client.more)))
+            Some((client.request, server.shared.go_on(Line::new(stream), client.more)))
         });
         let waiting = waiting.collect();
         Ok((server, calls, waiting))
@@ -286,7 +287,7 @@ fn find_group(name: &str) -> Result<(String, Gid), BindError> {
 async fn accept(listener: UnixListener, shared: Rc<Shared>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => shared.welcome(stream),
+            Ok((stream, _)) => shared.welcome(Line::new(stream)),
             Err(error) => {
                 // No descriptors left, most likely: the client stays in the backlog meanwhile.
                 tracing::warn!("control socket: cannot accept a client: {error}");
@@ -297,7 +298,7 @@ async fn accept(listener: UnixListener, shared: Rc<Shared>) {
 }
 
 impl Shared {
-    fn welcome(self: &Rc<Self>, stream: UnixStream) {
+    fn welcome(self: &Rc<Self>, stream: Line) {
         let peer = match stream.peer_cred() {
             Ok(found) => Peer { uid: found.uid(), pid: found.pid().and_then(rustix::process::Pid::from_raw) },
             Err(error) => {
@@ -326,7 +327,7 @@ impl Shared {
     }
 
     /// A client whose request an earlier image of this process had taken: it gets its answer, and is served on.
-    fn go_on(self: &Rc<Self>, stream: UnixStream, more: bool) -> Reply {
+    fn go_on(self: &Rc<Self>, stream: Line, more: bool) -> Reply {
         let place = self.place(&stream);
         let number = place.number;
         let (sender, answer) = oneshot::channel();
@@ -447,7 +448,7 @@ enum Dropped {
 }
 
 /// One client, until it leaves.
-async fn serve(stream: &UnixStream, frames: &mut Frames, peer: Peer, place: &Place) -> Result<(), Dropped> {
+async fn serve(stream: &Line, frames: &mut Frames, peer: Peer, place: &Place) -> Result<(), Dropped> {
     while let Some(message) = read_message(stream, frames).await? {
         let envelope: Envelope = serde_json::from_slice(&message).map_err(Dropped::Garbage)?;
         place.set_busy(true);
@@ -477,7 +478,7 @@ struct Question {
 
 /// Have the loop answer.
 async fn call(
-    stream: &UnixStream,
+    stream: &Line,
     frames: &mut Frames,
     place: &Place,
     Question { request, peer, more }: Question,
@@ -498,7 +499,7 @@ fn unanswered() -> Answer {
 
 /// The loop's answer, with the steps on the way to it if they are wanted.
 async fn answered(
-    stream: &UnixStream,
+    stream: &Line,
     frames: &mut Frames,
     mut progress: Option<broadcast::Receiver<Arc<str>>>,
     mut answer: oneshot::Receiver<ControlReply>,
@@ -536,9 +537,9 @@ async fn next_line(progress: &mut Option<broadcast::Receiver<Arc<str>>>) -> Arc<
 }
 
 /// Read ahead while the client waits. True: it will send nothing more; false: it has sent as much as is kept.
-async fn watch(stream: &UnixStream, frames: &mut Frames) -> io::Result<bool> {
+async fn watch(stream: &Line, frames: &mut Frames) -> io::Result<bool> {
     while !frames.is_full() {
-        if read_some(stream, frames).await? == 0 {
+        if stream.read_some(frames).await? == 0 {
             return Ok(true);
         }
     }
@@ -554,9 +555,9 @@ fn hung_up(stream: &UnixStream) -> io::Result<bool> {
 }
 
 /// The next message; none: the client has left.
-async fn read_message(stream: &UnixStream, frames: &mut Frames) -> Result<Option<Vec<u8>>, Dropped> {
+async fn read_message(stream: &Line, frames: &mut Frames) -> Result<Option<Vec<u8>>, Dropped> {
     // Between messages a client may be idle for as long as it likes.
-    if frames.is_empty() && read_some(stream, frames).await? == 0 {
+    if frames.is_empty() && stream.read_some(frames).await? == 0 {
         return Ok(None);
     }
     let rest = async {
@@ -564,24 +565,12 @@ async fn read_message(stream: &UnixStream, frames: &mut Frames) -> Result<Option
             if let Some(message) = frames.next().map_err(|_| Dropped::TooLong)? {
                 return Ok(Some(message));
             }
-            if read_some(stream, frames).await? == 0 {
+            if stream.read_some(frames).await? == 0 {
                 return Err(Dropped::HalfMessage);
             }
         }
     };
     tokio::time::timeout(PATIENCE, rest).await.unwrap_or(Err(Dropped::HalfMessage))
-}
-
-/// Read what there is, at least one byte; 0: the end. Cancel-safe.
-async fn read_some(stream: &UnixStream, frames: &mut Frames) -> io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        // read(2) takes no descriptors along: the kernel closes those that were sent.
-        match stream.try_read_buf(frames.room()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
-        }
-    }
 }
 
 async fn write(stream: &UnixStream, mut bytes: &[u8]) -> Result<(), Dropped> {

@@ -13,16 +13,13 @@ use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::closing::Closing;
 use super::files;
 use super::message::{self, Datagram};
+use crate::closing::{Closing, DESCRIPTORS_MAX};
 use crate::sys::{self, Entrusted};
 
 /// Larger datagrams are dropped; systemd's own bound is one page (`sd_notify(3)` messages are short).
 const DATAGRAM_MAX: usize = 4096;
-
-/// The most descriptors that one datagram can carry: `SCM_MAX_FD`.
-pub(super) const DESCRIPTORS_MAX: usize = 253;
 
 /// A bound socket; unlinked when dropped.
 #[derive(Debug)]

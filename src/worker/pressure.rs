@@ -11,8 +11,8 @@ use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::closing::Closing;
 use super::files;
+use crate::closing::Closing;
 use crate::sys::{self, Entrusted};
 
 /// More connections than this push the oldest out.

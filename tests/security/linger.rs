@@ -1,4 +1,4 @@
-//! A worker that sends descriptors along whose closing takes as long as it likes.
+//! Workers and clients that send descriptors along whose closing takes as long as they like.
 
 use std::env;
 use std::io::{IoSlice, Write as _};
@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ const LINGER: Duration = Duration::from_mins(1);
 const BOUND: Duration = Duration::from_secs(5);
 
 pub(crate) fn register(suite: &mut Suite) {
-    suite.add("descriptors_that_take_long_to_close_hold_nobody_up", &[Mode::None], hold);
+    suite.add("descriptors_that_take_long_to_close_hold_nobody_up", &[Mode::None], by_workers);
+    suite.add("descriptors_of_clients_that_take_long_to_close_hold_nobody_up", &[Mode::None], by_clients);
 }
 
 /// A socket in whose queue one waits that lingers: whoever closes it last has to wait, whatever its own options are.
@@ -55,31 +57,22 @@ fn let_go(fd: OwnedFd) {
     std::thread::spawn(move || drop(fd));
 }
 
-/// The worker. It says that it is ready only when all is sent that is to hold the manager up.
+/// What is sent, and must stay open on our side.
+type Kept = (Vec<TcpStream>, Vec<UnixStream>);
+
+/// The worker, or a client of the control socket if it is told so. It says that it is ready only when all is sent that is to
+/// hold the manager up.
 pub(crate) fn run() -> ExitCode {
-    let mean = || -> std::io::Result<(Vec<TcpStream>, Vec<UnixStream>)> {
+    let mean = || -> std::io::Result<Kept> {
         let notify = UnixDatagram::unbound()?;
-        notify.connect(env::var_os("NOTIFY_SOCKET").unwrap_or_default())?;
-        let (mut peers, mut connections) = (Vec::new(), Vec::new());
-        for _ in 0..10 {
-            let (fd, peer) = slow()?;
-            send(&notify, b"STATUS=with a present", fd.as_fd())?;
-            let_go(fd);
-            peers.push(peer);
-        }
-        // One more than are kept there, so that the first is let go of.
-        for number in 0..70 {
-            let stream = UnixStream::connect(env::var_os("MEMORY_PRESSURE_WATCH").unwrap_or_default())?;
-            if number < 3 {
-                let (fd, peer) = slow()?;
-                send(&stream, b"x", fd.as_fd())?;
-                let_go(fd);
-                peers.push(peer);
-            }
-            connections.push(stream);
-        }
+        let at = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+        notify.connect(&at)?;
+        let kept = match env::args().nth(2) {
+            Some(_) => as_client(&Path::new(&at).with_file_name("control")),
+            None => as_worker(&notify),
+        };
         notify.send(b"READY=1")?;
-        Ok((peers, connections))
+        kept
     };
     match mean() {
         Ok(_kept) => loop {
@@ -92,10 +85,59 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-fn hold(mode: Mode) {
+fn as_worker(notify: &UnixDatagram) -> std::io::Result<Kept> {
+    let (mut peers, mut connections) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        give(notify, b"STATUS=with a present", &mut peers)?;
+    }
+    // One more than are kept there, so that the first is let go of.
+    for number in 0..70 {
+        let stream = UnixStream::connect(env::var_os("MEMORY_PRESSURE_WATCH").unwrap_or_default())?;
+        if number < 3 {
+            give(&stream, b"x", &mut peers)?;
+        }
+        connections.push(stream);
+    }
+    Ok((peers, connections))
+}
+
+fn as_client(control: &Path) -> std::io::Result<Kept> {
+    let mut peers = Vec::new();
+    let half = UnixStream::connect(control)?;
+    give(&half, b"half a message", &mut peers)?;
+    let garbage = UnixStream::connect(control)?;
+    for _ in 0..3 {
+        // Who is dropped for the first is told so at the next.
+        let _ = give(&garbage, b"no message\0", &mut peers);
+    }
+    let gone = UnixStream::connect(control)?;
+    for _ in 0..3 {
+        give(&gone, b"x", &mut peers)?;
+    }
+    Ok((peers, vec![half, garbage]))
+}
+
+fn give(to: &impl AsFd, text: &[u8], peers: &mut Vec<TcpStream>) -> std::io::Result<()> {
+    let (fd, peer) = slow()?;
+    let sent = send(to, text, fd.as_fd());
+    let_go(fd);
+    peers.push(peer);
+    sent
+}
+
+fn by_workers(mode: Mode) {
+    hold(mode, &[ROLE]);
+}
+
+fn by_clients(mode: Mode) {
+    hold(mode, &[ROLE, "as a client"]);
+}
+
+fn hold(mode: Mode, arguments: &[&str]) {
     let program = env::current_exe().unwrap().display().to_string();
     let begun = Instant::now();
-    let manager = App::new(mode).set("command", vec![program, ROLE.to_owned()]).set("workers", 2).start_ready(2);
+    let command = [program].into_iter().chain(arguments.iter().map(|&argument| argument.to_owned()));
+    let manager = App::new(mode).set("command", command.collect::<Vec<_>>()).set("workers", 2).start_ready(2);
     let asked = Instant::now();
     let pids = manager.status().ready_by_slot();
     assert!(asked.elapsed() < BOUND, "the status took {:?}", asked.elapsed());

@@ -1,9 +1,9 @@
-//! Closing what came from a worker where it keeps nobody waiting.
+//! Closing what came from outside where it keeps nobody waiting.
 //!
 //! How long close(2) takes is up to whoever made the file: a TCP socket lingers until its peer has read (`SO_LINGER`,
 //! socket(7), blocking or not), a file of a FUSE daemon waits for that daemon, a unix socket closes what waits in it. A
-//! worker can send any of them along with a message. So they are closed in a thread, one at a time for each worker, and a
-//! worker that holds its thread up is not listened to until it lets go.
+//! worker, or a client of the control socket, can send any of them along with a message. So they are closed in a thread,
+//! one at a time for each sender, and a sender that holds its thread up is not listened to until it lets go.
 
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -14,8 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
 use tokio::sync::Notify;
 
-use super::notify::DESCRIPTORS_MAX;
 use crate::aside::thread;
+
+/// The most descriptors that one message can carry: `SCM_MAX_FD`.
+pub const DESCRIPTORS_MAX: usize = 253;
 
 /// With so many waiting to be closed, nothing more is taken.
 const MANY: usize = 64;
@@ -23,7 +25,7 @@ const MANY: usize = 64;
 /// How many messages are taken out of a socket before it is closed; its queue is shorter (`max_dgram_qlen`, unix(7)).
 const MESSAGES: usize = 1024;
 
-/// Closes a worker's descriptors, in the order in which they came.
+/// Closes what one sender has sent, in the order in which they came.
 #[derive(Debug, Clone, Default)]
 pub struct Closing(Arc<Shared>);
 
@@ -54,7 +56,7 @@ impl Closing {
         self.add(descriptors.into_iter().map(Doomed::Received));
     }
 
-    /// Close a socket of ours that the worker can send to.
+    /// Close a socket of ours that the sender can send to.
     pub fn mailbox(&self, socket: OwnedFd) {
         self.add([Doomed::Mailbox(socket)]);
     }
