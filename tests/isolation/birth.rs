@@ -85,13 +85,17 @@ fn b4_the_limit_holds_before_the_first_instruction() {
             let (name, limits) = (name("tight"), memory(limit));
             let place = isolation.prepare(&name, &limits).unwrap().unwrap();
             let (pid, theirs) = born(&*place, c"echo alive; read go");
-            let fence = place.enclose(pid).unwrap();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
             assert_eq!(words(&theirs), says, "in {limit} bytes");
             let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
             let killed = says.is_empty();
             assert_eq!(status.terminating_signal() == Some(Signal::KILL.as_raw()), killed, "{status:?}");
+            // It may have been over before it could be looked for; another takes its place, and only waits.
+            let mut other = Worker::script("true");
+            let fence = place.enclose(other.pid()).unwrap();
             assert_eq!(fence.death_facts().await.oom_killed, Some(killed));
+            fence.kill().unwrap();
+            other.reap().await;
             fence.sweep().await.unwrap();
         }
     });
