@@ -2,15 +2,14 @@
 
 Usage: target/python-venv/bin/python contrib/python/benchmark.py [PAIRS] [SECONDS] [SERVER]      (needs wrk)
 
-Eight connections each, kept alive where the server can, in pairs that run at the same time, so that whatever else the machine
-does slows both. What is compared is the processor time of the serving process for one request (user and system, from
+Eight connections each, kept alive where the server can, in pairs of which now the one and now the other goes first: at the same
+time they would take each other's processor. What is compared is the processor time of the serving process for one request (user and system, from
 /proc/PID/schedstat, in nanoseconds). A ratio of 0.98 means: 98 % of the requests that the server alone would have served in
 that time.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import shutil
 import signal
@@ -97,11 +96,10 @@ def main() -> None:
             worker = manager.start(*here, WATCHDOG_USEC=30_000_000, PADDOCK_MAX_REQUESTS=10**9).ready()
             pid = eventually(lambda: answers(address), f"{name} answers")
             costs: tuple[list[float], list[float]] = ([], [])
-            with concurrent.futures.ThreadPoolExecutor(2) as both:
-                for _ in range(pairs):
-                    halves = [both.submit(cost, *half, seconds) for half in ((pid, address), (worker.pid, manager.address))]
-                    for which, half in enumerate(halves):
-                        costs[which].append(half.result())
+            halves = ((pid, address), (worker.pid, manager.address))
+            for number in range(pairs):
+                for which in (number % 2, 1 - number % 2):
+                    costs[which].append(cost(*halves[which], seconds))
             ratio = statistics.median(one / other for one, other in zip(*costs))
             medians = [statistics.median(each) / 1000 for each in costs]
             print(f"{name:28}{medians[0]:10.1f}{medians[1]:10.1f}{ratio:8.3f}", flush=True)

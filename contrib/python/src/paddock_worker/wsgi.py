@@ -11,6 +11,7 @@ import logging
 import select
 import signal
 import socket
+import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
@@ -37,15 +38,22 @@ _OWNED = {
     "ipv4": "set [listen] bind",
     "ipv6": "set [listen] bind",
     "backlog": "set [listen] backlog",
-    "asyncore_use_poll": "it always uses poll",
+    "asyncore_use_poll": "it uses poll where select cannot be used",
     "asyncore_loop_timeout": "it sleeps until there is something to do",
 }
+
+_SELECT_MOST = 1024
+"""select(2) knows descriptors below this number (`FD_SETSIZE`)."""
 
 _PARTIAL_GRACE = 5.0
 """How long a drain waits, in seconds, for the next byte of a request that has begun to arrive."""
 
 _FIRST_BYTES = 0.01
 """How long a new connection is taken, in seconds, for a request that is about to arrive. Short: it may never come."""
+
+
+class _OfThread(threading.local):
+    counts = False
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]
@@ -68,6 +76,7 @@ class _Task(WSGITask):  # type: ignore[misc]
         finally:
             channel.paddock_request = None
             requests.end(request)
+            channel.server.paddock.task_done()
 
     def build_response_header(self) -> bytes:
         if self.channel.server.paddock.worker.draining:
@@ -93,10 +102,16 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
             server.paddock.expect(self)
 
     def service(self) -> None:
+        paddock = self.server.paddock
+        paddock.of_thread.counts = True
         try:
             super().service()
         finally:
-            self.server.paddock.task_done()
+            counted = paddock.of_thread.counts
+            paddock.task_done()
+            # Otherwise waitress has woken its loop since.
+            if counted or not self.connected:
+                paddock.wake()
 
     def write_soon(self, data: Any) -> int:
         written: int
@@ -186,7 +201,11 @@ class Server:
         self._dispatcher.set_thread_count(self._threads)
         self._tasks = 0
         self._tasks_lock = allocate_lock()
+        self.of_thread = _OfThread()
+        """Whether the thread that asks counts as one with a request."""
         self._expected: dict[_Channel, float] = {}
+        # With connections: waitress looks for overdue ones when it passes by, and the watchdog is fed in time.
+        self._between_looks = min(1.0, (worker.watchdog.interval or 2.0) / 2) + 0.001
         self._drain_wanted = False
         self._drain_began: Optional[float] = None
         worker.requests.describe = lambda request: f"{request.command} {request.path}"
@@ -224,13 +243,12 @@ class Server:
             self._tasks += 1
 
     def task_done(self) -> None:
-        """A thread is free again."""
-        with self._tasks_lock:
-            was_full = self._tasks + len(self._expected) >= self.threads
-            self._tasks -= 1
-        if was_full:
-            # The loop has left the listeners out of its poll.
-            self.wake()
+        """This thread is free again, or about to be, if it is not so already. The loop, which may have left the listeners out of
+        its poll, is to be woken."""
+        if self.of_thread.counts:
+            self.of_thread.counts = False
+            with self._tasks_lock:
+                self._tasks -= 1
 
     def wake(self) -> None:
         """Makes the loop look around. For any thread, and for signal handlers."""
@@ -244,7 +262,9 @@ class Server:
     def run(self) -> None:
         """Serves until drained."""
         while True:
-            wasyncore.poll2(self._wait(), self._map)
+            # select(2) takes less of Python for each descriptor, but none of 1024 and more.
+            look = wasyncore.poll if max(self._map) < _SELECT_MOST else wasyncore.poll2
+            look(self._wait(), self._map)
             if self.worker.watchdog.due():
                 requests = self.worker.requests
                 self.worker.watchdog.feed(self._pool.progresses(requests.in_flight, requests.total))
@@ -266,15 +286,14 @@ class Server:
         return [found for found in self._map.values() if isinstance(found, _Channel)]
 
     def _wait(self) -> Optional[float]:
+        if self._drain_began is None and not self._expected and len(self._map) > 2 * len(self._servers):
+            return self._between_looks
         waits = []
         ping = self.worker.watchdog.wait()
         if ping is not None:
             waits.append(ping)
         if self._drain_began is not None:
             waits.append(self._next_goodbye(self._drain_began))
-        elif len(self._map) > 2 * len(self._servers):
-            # Connections: waitress looks for overdue ones when it passes by.
-            waits.append(1.0)
         if self._expected:
             waits.append(max(0.0, min(self._expected.values()) - time.monotonic()))
         # poll2 counts in whole milliseconds and would spin through the last one.
