@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Optional
 
+from gunicorn.http.wsgi import Response
 from gunicorn.workers.base import Worker as GunicornWorker
-
 
 from .environment import Listener, backlog
 from .requests import Request
@@ -51,6 +51,10 @@ class _Paddock(GunicornWorker):  # type: ignore[misc]
         """Whether being in the loop means that requests get served."""
         return True
 
+    def is_parent_alive(self) -> bool:
+        """Some loops ask in every turn."""
+        return True
+
     def init_signals(self) -> None:
         # The dump comes first, then gunicorn's own handler with its worker_abort hook. Turned off meanwhile, because turning
         # it off puts back what was there before it, and that would be gunicorn's handler gone.
@@ -70,36 +74,39 @@ class _Paddock(GunicornWorker):  # type: ignore[misc]
 class _Wsgi(_Paddock):
     """Classes whose ``handle_request`` serves one request of a WSGI application."""
 
+    threads = True
+    """Whether requests are served in several threads. Without certainty, as for a class of a user's own, they are."""
+
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        self.paddock.requests.describe = _name
-        application: Callable[..., Any] = getattr(self, "wsgi")  # noqa: B009
-        if self.paddock.requests.timeout is not None:
-            application = self._watched(application)
-        self.wsgi = self._closing(application)
-
-    def handle_request(self, *arguments: Any) -> Any:
-        request = self._begin(arguments)
-        try:
-            return super().handle_request(*arguments)
-        finally:
-            self.paddock.requests.end(request)
-
-    def handle_http2_request(self, *arguments: Any) -> Any:
-        request = self._begin(arguments)
-        try:
-            return super().handle_http2_request(*arguments)
-        finally:
-            self.paddock.requests.end(request)
-
-    def _begin(self, arguments: tuple[Any, ...]) -> Optional[Request]:
         requests = self.paddock.requests
-        if requests.timeout is None:
-            return requests.begin(arguments)
-        request = requests.begin(arguments, self.stack_of_this())
-        if request is not None:
-            self.remember(request)
-        return request
+        requests.describe = _name
+        if requests.timeout is not None:
+            application: Callable[..., Any] = getattr(self, "wsgi")  # noqa: B009
+            self.wsgi = self._watched(application)
+        # In place of the methods, here where it is known what has to be done for a request: this is on the way of each.
+        for name in ("handle_request", "handle_http2_request"):
+            serve = getattr(self, name, None)
+            if serve is not None:
+                setattr(self, name, requests.counted(serve, threads=self.threads) if requests.timeout is None else self._timed(serve))
+
+    def handle_exit(self, sig: int, frame: Optional[FrameType]) -> None:
+        _announce_close()
+        super().handle_exit(sig, frame)
+
+    def _timed(self, serve: Callable[..., Any]) -> Callable[..., Any]:
+        begin, end = self.paddock.requests.begin, self.paddock.requests.end
+
+        def timed(*arguments: Any) -> Any:
+            request = begin(arguments, self.stack_of_this())
+            if request is not None:
+                self.remember(request)
+            try:
+                return serve(*arguments)
+            finally:
+                end(request)
+
+        return timed
 
     def stack_of_this(self) -> Optional[Callable[[], Optional[list[str]]]]:
         """How to find later where the request that begins now waits; None: its thread tells."""
@@ -112,21 +119,6 @@ class _Wsgi(_Paddock):
     def this(self) -> Request:
         """The request that the running thread, or greenlet, is at."""
         return self._request
-
-    def _closing(self, application: Callable[..., Any]) -> Callable[..., Any]:
-        """A response that begins during the drain says that the connection closes, also if its request came before."""
-        paddock = self.paddock
-
-        def closing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-            def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-                if paddock.draining:
-                    # A method of gunicorn's Response.
-                    start_response.__self__.force_close()  # type: ignore[attr-defined]
-                return start_response(status, headers, exc_info)
-
-            return application(environ, start)
-
-        return closing
 
     def _watched(self, application: Callable[..., Any]) -> Callable[..., Any]:
         """Signs of life: only time spent in the application counts, not time spent waiting for the client."""
@@ -144,6 +136,22 @@ class _Wsgi(_Paddock):
             return _watched_pieces(response, request)
 
         return watched
+
+
+def _announce_close() -> None:
+    """From now on every response whose head is not sent yet says that the connection closes, also if its request came before.
+
+    Gunicorn does so only for requests that begin now. Nothing is done about it before the drain, so nothing is paid for it.
+    """
+    original = Response.should_close
+
+    def should_close(response: Any) -> bool:
+        if not response.headers_sent:
+            response.force_close()
+        closes: bool = original(response)
+        return closes
+
+    Response.should_close = should_close
 
 
 class _WatchedBody:
@@ -195,6 +203,12 @@ def _name(arguments: tuple[Any, ...]) -> str:
     return "a request"
 
 
+class _Sync(_Wsgi):
+    """sync: one request at a time."""
+
+    threads = False
+
+
 class _Threads(_Wsgi):
     """gthread: the loop runs on while its threads hang, so the pings depend on the pool."""
 
@@ -204,6 +218,8 @@ class _Threads(_Wsgi):
         super().__init__(*arguments, **keywords)
         self._pool = Pool(self.cfg.threads)
         self._local = threading.local()
+        interval = self.paddock.watchdog.interval
+        self._longest_sleep = float("inf") if interval is None else interval / 2
         self._spares = 0
         self.paddock.on_hung = self._substitute
 
@@ -219,8 +235,7 @@ class _Threads(_Wsgi):
         return self._pool.progresses(requests.in_flight, requests.total)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        ping = self.paddock.watchdog.wait()
-        super().wait_for_and_dispatch_events(timeout if ping is None else min(timeout, ping))
+        super().wait_for_and_dispatch_events(min(timeout, self._longest_sleep))
 
     def _substitute(self, request: Request) -> None:
         # The queue behind a hung thread shall be answered while the replacement starts; one extra for each, up to twice the pool.
@@ -234,6 +249,8 @@ class _Threads(_Wsgi):
 
 class _Gevent(_Wsgi):
     """gevent: one greenlet for each connection."""
+
+    threads = False
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -337,7 +354,7 @@ def adapt(worker_class: type, paddock: Worker, linger: float) -> tuple[type, boo
     if issubclass(worker_class, ThreadWorker):
         kind = _Threads
     elif issubclass(worker_class, SyncWorker):
-        kind = _Wsgi
+        kind = _Sync
     elif _is_gevent(worker_class):
         kind = _Gevent
     elif hasattr(worker_class, "CONFIG_KWARGS") and hasattr(worker_class, "callback_notify"):

@@ -97,6 +97,38 @@ class Requests:
             self._flying.pop(id(request), None)
         self._count(request is None)
 
+    def counted(self, serve: Callable[..., Any], *, threads: bool) -> Callable[..., Any]:
+        """``serve``, every call of which is one request that may take for ever: :meth:`begin` and :meth:`end` in one piece.
+
+        ``threads``: it is called in several. Without them nothing comes between the halves of an addition: greenlets switch only
+        where they wait, and the housekeeper only reads.
+        """
+        lock = self._lock
+
+        def in_threads(*arguments: Any) -> Any:
+            with lock:
+                self._unwatched += 1
+            try:
+                return serve(*arguments)
+            finally:
+                with lock:
+                    self._unwatched -= 1
+                    self.total = total = self.total + 1
+                if not self._woken or total == self.quota:
+                    self._tell(total)
+
+        def in_one_thread(*arguments: Any) -> Any:
+            self._unwatched += 1
+            try:
+                return serve(*arguments)
+            finally:
+                self._unwatched -= 1
+                self.total = total = self.total + 1
+                if not self._woken or total == self.quota:
+                    self._tell(total)
+
+        return in_threads if threads else in_one_thread
+
     def count(self) -> None:
         """One was served that never began, for a server that tells only of the end, and always in the same thread."""
         # No lock: nobody else adds. :meth:`flush` clears the mark before it looks at the total, so that one of the two sees the other.

@@ -15,18 +15,22 @@ import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any, Optional
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
+from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import TcpWSGIServer, UnixWSGIServer
-from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.task import ErrorTask, WSGITask
+from waitress.utilities import queue_logger
 
 from . import apps, cli
 from .environment import Listener, listeners
 from .requests import Request
 from .worker import Pool, Worker
+
+logger = logging.getLogger("waitress")
 
 _OWNED = {
     "host": "set [listen] bind",
@@ -47,6 +51,12 @@ _SELECT_MOST = 1024
 
 _PARTIAL_GRACE = 5.0
 """How long a drain waits, in seconds, for the next byte of a request that has begun to arrive."""
+
+_THREAD_GRACE = 5.0
+"""How long the end waits for threads, in seconds, as waitress does. They are daemons."""
+
+_JOIN_MOST = 65_536
+"""The longest first piece of a body, in bytes, that is copied to leave in one piece with the head."""
 
 _FIRST_BYTES = 0.01
 """How long a new connection is taken, in seconds, for a request that is about to arrive. Short: it may never come."""
@@ -84,6 +94,20 @@ class _Task(WSGITask):  # type: ignore[misc]
         header: bytes = super().build_response_header()
         return header
 
+    def write(self, data: bytes) -> None:
+        # Head and first piece are two writes to waitress: two system calls, and twice the interpreter's lock changes hands.
+        if self.wrote_header or not 0 < len(data) <= _JOIN_MOST:
+            super().write(data)
+            return
+        channel = self.channel
+        channel.paddock_held = b""
+        try:
+            super().write(data)
+        finally:
+            held, channel.paddock_held = channel.paddock_held, None
+            if held:
+                channel.write_soon(held)
+
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
     """One connection."""
@@ -91,6 +115,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     task_class = _Task
     error_task_class = _ErrorTask
     paddock_request: Optional[Request] = None
+    paddock_held: Optional[bytes] = None
+    """What is held back, to be written together with what follows; None: nothing is held back now."""
     paddock_seen: tuple[float, float] = (0.0, 0.0)
 
     def __init__(self, server: _Base, *arguments: Any, **keywords: Any) -> None:
@@ -115,6 +141,12 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
     def write_soon(self, data: Any) -> int:
         written: int
+        held = self.paddock_held
+        if held is not None:
+            if not self.connected:
+                raise ClientDisconnected
+            self.paddock_held = held + data
+            return len(data)
         request = self.paddock_request
         if request is None:
             written = super().write_soon(data)
@@ -160,6 +192,9 @@ class _Base:
         self.paddock.task_given(task)
         super().add_task(task)  # type: ignore[misc]
 
+    def pull_trigger(self) -> None:
+        self.paddock.wake()
+
     def handle_accept(self) -> None:
         # Another listener, or an old connection, may have taken the last thread in this very turn of the loop.
         if not self.paddock.saturated():
@@ -179,6 +214,50 @@ class _Unix(_Base, UnixWSGIServer):  # type: ignore[misc]
     pass
 
 
+class _Dispatcher:
+    """The threads. Waitress's own wake each other through a condition variable: several locks where this queue takes one."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._queue: SimpleQueue[Optional[_Channel]] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def set_thread_count(self, count: int) -> None:
+        """Starts as many as are missing. There are never fewer again before the end."""
+        while len(self._threads) < count:
+            name = f"waitress-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def add_task(self, task: _Channel) -> None:
+        self._queue.put(task)
+        waiting = self._server.tasks - len(self._threads)
+        if waiting > 0:
+            queue_logger.warning("Task queue depth is %d", waiting)
+
+    def _serve(self) -> None:
+        get = self._queue.get
+        while True:
+            task = get()
+            if task is None:
+                return
+            try:
+                task.service()
+            except BaseException:
+                logger.exception("Exception when servicing %r", task)
+            # A thread that waits keeps nothing of its last connection.
+            del task
+
+    def shutdown(self) -> None:
+        """Ends the threads that are idle; called when no request is left."""
+        for _ in self._threads:
+            self._queue.put(None)
+        end = time.monotonic() + _THREAD_GRACE
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+
 class Server:
     """Waitress on inherited sockets, and its loop."""
 
@@ -194,13 +273,15 @@ class Server:
         self.adjustments = adjustments
         self._linger = linger
         self._map: dict[int, Any] = {}
-        self._dispatcher = ThreadedTaskDispatcher()
         self._threads: int = adjustments.threads
         self._spares = 0
         self._pool = Pool(self._threads)
-        self._dispatcher.set_thread_count(self._threads)
-        self._tasks = 0
+        self.tasks = 0
+        """Requests that a thread works on or that wait for one."""
         self._tasks_lock = allocate_lock()
+        self._dispatcher = _Dispatcher(self)
+        self._dispatcher.set_thread_count(self._threads)
+        self._woken = False
         self.of_thread = _OfThread()
         """Whether the thread that asks counts as one with a request."""
         self._expected: dict[_Channel, float] = {}
@@ -230,7 +311,7 @@ class Server:
         if self._expected:
             now = time.monotonic()
             self._expected = {channel: until for channel, until in self._expected.items() if until > now}
-        return self._tasks + len(self._expected) >= self.threads
+        return self.tasks + len(self._expected) >= self.threads
 
     def expect(self, channel: _Channel) -> None:
         """A connection was accepted, and its request is still on the way. For the loop's thread."""
@@ -240,7 +321,7 @@ class Server:
         """A request is complete and waits for a thread. For any thread: only a connection's first one changes what is expected."""
         self._expected.pop(channel, None)
         with self._tasks_lock:
-            self._tasks += 1
+            self.tasks += 1
 
     def task_done(self) -> None:
         """This thread is free again, or about to be, if it is not so already. The loop, which may have left the listeners out of
@@ -248,11 +329,14 @@ class Server:
         if self.of_thread.counts:
             self.of_thread.counts = False
             with self._tasks_lock:
-                self._tasks -= 1
+                self.tasks -= 1
 
     def wake(self) -> None:
         """Makes the loop look around. For any thread, and for signal handlers."""
-        self._servers[0].pull_trigger()
+        # While the loop is awake it will look by itself, once it has cleared the mark: it sees what was changed before this line.
+        if not self._woken:
+            self._woken = True
+            self._servers[0].trigger.pull_trigger()
 
     def drain(self) -> None:
         """Asks for the drain. For signal handlers."""
@@ -261,18 +345,43 @@ class Server:
 
     def run(self) -> None:
         """Serves until drained."""
+        watchdog, requests = self.worker.watchdog, self.worker.requests
         while True:
-            # select(2) takes less of Python for each descriptor, but none of 1024 and more.
-            look = wasyncore.poll if max(self._map) < _SELECT_MOST else wasyncore.poll2
-            look(self._wait(), self._map)
-            if self.worker.watchdog.due():
-                requests = self.worker.requests
-                self.worker.watchdog.feed(self._pool.progresses(requests.in_flight, requests.total))
+            # Cleared before anything is looked at: see wake().
+            self._woken = False
             if self._drain_wanted and self._drain_began is None:
                 self._begin_drain()
             if self._drain_began is not None and self._drained(self._drain_began):
                 break
+            self._turn(self._wait())
+            if watchdog.due():
+                watchdog.feed(self._pool.progresses(requests.in_flight, requests.total))
         self._dispatcher.shutdown()
+
+    def _turn(self, timeout: Optional[float]) -> None:
+        """Waits until something can be read or written, and does it: :func:`wasyncore.poll`, with less for each connection."""
+        reading, writing = [], []
+        lookahead = self.adjustments.channel_request_lookahead
+        for fd, found in list(self._map.items()):
+            if type(found) is not _Channel:
+                if found.readable():
+                    reading.append(fd)
+            # What its writable() and readable() say: they are never both true.
+            elif found.total_outbufs_len or found.will_close or found.close_when_flushed:
+                writing.append(fd)
+            elif len(found.requests) <= lookahead:
+                reading.append(fd)
+        if max(self._map) < _SELECT_MOST:
+            reading, writing, _ = select.select(reading, writing, (), timeout)
+        else:
+            reading, writing = _poll(reading, writing, timeout)
+        self._woken = True
+        for fds, handle in (reading, wasyncore.read), (writing, wasyncore.write):
+            for fd in fds:
+                # It may be gone since: closed by another's handler.
+                found = self._map.get(fd)
+                if found is not None:
+                    handle(found)
 
     def _substitute(self) -> None:
         # The queue behind a hung thread shall be answered while the replacement starts; one extra for each, up to twice the pool.
@@ -326,7 +435,18 @@ class Server:
             quiet = channel.quiet_since(began)
             if quiet is not None and now - quiet >= self._patience(channel) and not channel.bytes_waiting():
                 channel.handle_close()
-        return not self._channels() and not self._tasks
+        return not self._channels() and not self.tasks
+
+
+def _poll(reading: list[int], writing: list[int], timeout: Optional[float]) -> tuple[list[int], list[int]]:
+    """Like select(2), but for descriptors of any number."""
+    poll = select.poll()
+    for fd in reading:
+        poll.register(fd, select.POLLIN)
+    for fd in writing:
+        poll.register(fd, select.POLLOUT)
+    ready = {fd for fd, _ in poll.poll(None if timeout is None else timeout * 1000)}
+    return [fd for fd in reading if fd in ready], [fd for fd in writing if fd in ready]
 
 
 def _server_options(argv: Sequence[str], *, only_help: bool = False) -> tuple[str, dict[str, Any]]:
