@@ -1,7 +1,6 @@
 //! The other ways to run it: below a user's own systemd, and without root in a delegated group.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,30 +65,6 @@ fn app_of_user(mode: Mode, uid: u32, gid: u32) -> App {
     app
 }
 
-/// Starts the user's own systemd. On a slow machine its start has been seen to fail by itself; why is shown, and it is tried
-/// again, for it is not what is tested.
-fn begin_session(uid: u32) {
-    let unit = format!("user@{uid}.service");
-    for _ in 0..2 {
-        if systemctl(&["start", &unit]).status.success() {
-            return;
-        }
-        let mut journal = Command::new("journalctl");
-        journal.args([
-            "--boot",
-            "--no-pager",
-            "--lines=30",
-            "--unit",
-            &unit,
-            "--unit",
-            &format!("user-runtime-dir@{uid}.service"),
-        ]);
-        let said = run_within(PATIENCE, &mut journal).stdout;
-        let _ = writeln!(std::io::stderr(), "{unit} did not start:\n{}", String::from_utf8_lossy(&said));
-    }
-    systemctl_ok(&["start", &unit]);
-}
-
 /// An app under the user's own systemd, with the shipped units.
 pub(crate) struct UserService {
     app: App,
@@ -103,7 +78,7 @@ impl UserService {
     /// Two ready workers. A unit that needs it, and takes four seconds to stop, is there as well.
     pub(crate) fn start() -> Self {
         let (uid, gid, home) = id_of(USER);
-        begin_session(uid);
+        systemctl_ok(&["start", &format!("user@{uid}.service")]);
         let app = app_of_user(Mode::Scope, uid, gid).set("workers", 2);
         let units = home.join(".config/systemd/user");
         for unit in ["paddock@.service", "paddock@.socket"] {
