@@ -152,80 +152,158 @@ pub struct Birthplace {
     pub tasks: Vec<OwnedFd>,
 }
 
-/// A program to be started by [`spawn_at`].
+/// A child that is to become another program. It reads this while it shares our memory and our descriptors, and allocates
+/// nothing: another thread may hold the allocator's lock.
 #[derive(Debug)]
-pub struct Program<'a> {
-    /// Its file.
+pub struct Newborn<'a> {
+    /// A cgroup v2 directory to be born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// The `tasks` files of cgroup v1 groups to join.
+    pub tasks: Vec<RawFd>,
+    /// Standard input, output and error to be.
+    pub standard: [RawFd; 3],
+    /// Where it writes the number of the error if there is no program to become.
+    pub failure: RawFd,
+    /// All descriptors named here but the directory are below this number.
+    pub needs_below: RawFd,
+    /// The program's file.
     pub path: &'a CStr,
-    /// What it is called, and its arguments.
-    pub arguments: &'a [&'a CStr],
-    /// Its whole environment, each `NAME=value`.
-    pub environment: &'a [&'a CStr],
-    /// Its standard input.
-    pub input: BorrowedFd<'a>,
-    /// Its standard output and error.
-    pub output: BorrowedFd<'a>,
+    /// Pointers to what it is called and its arguments, and a null.
+    pub arguments: Pointers<'a>,
+    /// Its whole environment, likewise, each `NAME=value`.
+    pub environment: Pointers<'a>,
+}
+
+/// An array as `execve(2)` takes it.
+#[derive(Debug)]
+pub struct Pointers<'a> {
+    list: Vec<*const c_char>,
+    texts: std::marker::PhantomData<&'a CStr>,
+}
+
+impl<'a> Pointers<'a> {
+    /// To these.
+    pub fn to(texts: &[&'a CStr]) -> Self {
+        let list = texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { list, texts: std::marker::PhantomData }
+    }
+}
+
+/// The child's whole life before its program: system calls only, on memory and descriptors that were made before.
+///
+/// # Safety
+/// For a child that [`clone_with`] made, with the [`Newborn`] that was given to it.
+unsafe extern "C" fn become_program(newborn: *const Newborn<'_>) -> ! {
+    // SAFETY: see above; the parent keeps it until the child has its program or is over. A table of its own comes first:
+    // before that every descriptor is the parent's too.
+    unsafe {
+        let newborn = &*newborn;
+        for tasks in &newborn.tasks {
+            let _ = nix::libc::write(*tasks, c"0".as_ptr().cast(), 1);
+        }
+        let unshare = nix::libc::CLOSE_RANGE_UNSHARE;
+        let mut able =
+            nix::libc::syscall(nix::libc::SYS_close_range, newborn.needs_below, nix::libc::c_uint::MAX, unshare) == 0;
+        for (number, fd) in (0..).zip(newborn.standard) {
+            able = able && nix::libc::dup2(fd, number) >= 0;
+        }
+        able = able
+            && nix::libc::pthread_sigmask(nix::libc::SIG_SETMASK, SigSet::empty().as_ref(), std::ptr::null_mut()) == 0;
+        if able {
+            nix::libc::execve(
+                newborn.path.as_ptr(),
+                newborn.arguments.list.as_ptr(),
+                newborn.environment.list.as_ptr(),
+            );
+        }
+        let errno = *nix::libc::__errno_location();
+        nix::libc::write(newborn.failure, (&raw const errno).cast(), size_of_val(&errno));
+        nix::libc::_exit(127)
+    }
+}
+
+/// clone3(2); the child calls [`become_program`]. It borrows our memory, and we wait until it has its program: a copy would
+/// take the longer the more workers we have, and every page that we write afterwards once more.
+///
+/// # Safety
+/// All signals are blocked; `how` asks for neither a stack nor a thread.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone_with(how: &mut nix::libc::clone_args, newborn: &Newborn<'_>) -> io::Result<i32> {
+    /// In bytes; what the child calls needs a few hundred.
+    const STACK: usize = 32 * 1024;
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
+    how.flags |= u64::from((nix::libc::CLONE_VM | nix::libc::CLONE_VFORK).unsigned_abs());
+    how.stack = stack.as_mut_ptr().expose_provenance() as u64;
+    how.stack_size = STACK as u64;
+    let result: i64;
+    // SAFETY: the child has a stack of its own, aligned as the ABI wants it before a call, and never comes back; for us
+    // this is a system call like any other, which keeps all registers but these three. `how`, `newborn` and the stack
+    // outlive the child's use of them, for we go on only when it has let go of our memory (CLONE_VFORK).
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") nix::libc::SYS_clone3 => result,
+            in("rdi") std::ptr::from_mut(how),
+            in("rsi") size_of_val(how),
+            in("r12") std::ptr::from_ref(newborn),
+            in("r13") become_program as unsafe extern "C" fn(*const Newborn<'_>) -> !,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    i32::try_from(result).ok().filter(|pid| *pid > 0).ok_or_else(|| {
+        io::Error::from_raw_os_error(result.checked_neg().and_then(|errno| errno.try_into().ok()).unwrap_or_default())
+    })
+}
+
+/// The same where the child gets a copy of our memory, as after fork(2).
+///
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn clone_with(how: &mut nix::libc::clone_args, newborn: &Newborn<'_>) -> io::Result<i32> {
+    // SAFETY: without CLONE_VM no memory is shared; the structure outlives the call.
+    let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, std::ptr::from_mut(how), size_of_val(how)) };
+    if pid == 0 {
+        // SAFETY: this is that child.
+        unsafe { become_program(newborn) }
+    }
+    i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or_else(io::Error::last_os_error)
 }
 
 /// Start a child that is in these cgroups from its birth on: `CLONE_INTO_CGROUP` (clone(2), Linux 5.7), and for v1 a
-/// write of its own. Moving another process waits for all processors (`cgroup_threadgroup_rwsem`,
-/// `kernel/cgroup/cgroup.c`); a thread that moves itself through `tasks`, and a birth, do not.
+/// write of its own. Of our descriptors it gets a copy only below `needs_below` (`CLOSE_RANGE_UNSHARE`, close_range(2), Linux
+/// 5.9): copying and closing all takes the longer the more workers we have.
 ///
 /// A child that could not join a v1 group is started all the same: whoever needs it there looks where it is.
 ///
 /// # Errors
-/// What `clone3(2)` or `execve(2)` say; then there is no child.
-pub fn spawn_at(birthplace: &Birthplace, program: &Program<'_>) -> io::Result<Pid> {
+/// What `clone3(2)` says; then there is no child. What goes wrong later is written into `failure`.
+pub fn clone_into(newborn: &Newborn<'_>) -> io::Result<Pid> {
     const CLEAR_SIGHAND: u64 = 1 << 32;
     const INTO_CGROUP: u64 = 1 << 33;
-    // All that allocates is done before there is a child: it may not, for another thread may hold the allocator's lock.
-    let pointers = |texts: &[&CStr]| -> Vec<*const c_char> {
-        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (arguments, environment) = (pointers(program.arguments), pointers(program.environment));
-    let (failure, failure_of_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let cgroup = birthplace.cgroup.as_ref().map_or(Ok(0), |fd| u64::try_from(fd.as_raw_fd())).unwrap_or(0);
     // SAFETY: zero is a valid value of every field, and means "not used".
     let mut how: nix::libc::clone_args = unsafe { std::mem::zeroed() };
-    how.flags = CLEAR_SIGHAND | if birthplace.cgroup.is_some() { INTO_CGROUP } else { 0 };
+    how.flags = CLEAR_SIGHAND | u64::from(nix::libc::CLONE_FILES.unsigned_abs());
     how.exit_signal = u64::from(nix::libc::SIGCHLD.unsigned_abs());
-    how.cgroup = cgroup;
+    if let Some(cgroup) = newborn.cgroup {
+        how.flags |= INTO_CGROUP;
+        how.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
     // A handler of ours must not run in the child: it would write into what both share.
     let mut before = SigSet::empty();
     SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).map(|mask| before = mask)?;
-    // SAFETY: without CLONE_VM the child has a copy of everything, as after fork(2); the structure outlives the call.
-    let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, &raw const how, size_of_val(&how)) };
-    if pid == 0 {
-        // SAFETY: only system calls from here to the end, on memory and descriptors that were made before.
-        unsafe {
-            for tasks in &birthplace.tasks {
-                let _ = nix::libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1);
-            }
-            let placed = nix::libc::dup2(program.input.as_raw_fd(), 0) >= 0
-                && nix::libc::dup2(program.output.as_raw_fd(), 1) >= 0
-                && nix::libc::dup2(program.output.as_raw_fd(), 2) >= 0
-                && nix::libc::pthread_sigmask(nix::libc::SIG_SETMASK, SigSet::empty().as_ref(), std::ptr::null_mut())
-                    == 0;
-            if placed {
-                nix::libc::execve(program.path.as_ptr(), arguments.as_ptr(), environment.as_ptr());
-            }
-            let errno = *nix::libc::__errno_location();
-            nix::libc::write(failure_of_child.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno));
-            nix::libc::_exit(127)
-        }
-    }
-    let failed = io::Error::last_os_error();
+    // SAFETY: all signals are blocked, and the flags are these.
+    let cloned = unsafe { clone_with(&mut how, newborn) };
     before.thread_set_mask()?;
-    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw) else {
-        return Err(failed);
-    };
-    drop(failure_of_child);
-    // execve closes the pipe.
-    let mut said = Vec::new();
-    let _ = io::Read::read_to_end(&mut std::fs::File::from(failure), &mut said);
-    let Ok(errno) = <[u8; size_of::<i32>()]>::try_from(said) else { return Ok(pid) };
-    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-    Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+    Pid::from_raw(cloned?).ok_or_else(|| io::Error::other("a child without a pid"))
 }
 
 /// Have all threads allocate from one place. Ours are many and short, and each would leave a heap of its own behind

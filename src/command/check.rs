@@ -15,6 +15,7 @@ use crate::supervisor::event::{Event, Request};
 use crate::supervisor::note::{Note, NoteKind};
 use crate::supervisor::policy::Policy;
 use crate::systemd::activation::Inherited;
+use crate::worker::birth::Nursery;
 use crate::worker::open_files::OpenFiles;
 
 /// Check the file alone, or also start one worker on stand-in sockets, with the environment, user, limits and isolation
@@ -75,6 +76,7 @@ async fn try_out(invocation: Invocation, loaded: Loaded, inherited: Inherited, l
             inherited: None,
             strays: Vec::new(),
             open_files: OpenFiles::raise_own().map_err(Refusal::of_machine)?,
+            nursery: Nursery::new().map_err(Refusal::of_machine)?,
             taken: None,
             lock: None,
             image: None,

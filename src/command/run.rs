@@ -29,6 +29,7 @@ use crate::supervisor::note::Level;
 use crate::sys;
 use crate::systemd::activation::Inherited;
 use crate::systemd::notify::{ServiceNotifier, watchdog_interval};
+use crate::worker::birth::Nursery;
 use crate::worker::files;
 use crate::worker::open_files::OpenFiles;
 
@@ -97,6 +98,7 @@ fn name_of_file(invocation: &Invocation) -> Option<String> {
 
 async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Path>, log: &Log) -> Result<u8, Refusal> {
     let open_files = OpenFiles::raise_own().map_err(Refusal::of_machine)?;
+    let nursery = Nursery::new().map_err(Refusal::of_machine)?;
     let name = &wanted.name;
     let path = Surroundings::of_process(directory).of_manager(name).map_err(Refusal::of_machine)?;
     if wanted.loaded.is_err() && !path.exists() {
@@ -143,6 +145,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
         inherited: state.map(|state| (state, found)),
         strays,
         open_files,
+        nursery,
         changes,
         taken: None,
         lock: Some(lock),
@@ -155,6 +158,7 @@ async fn manage(wanted: Wanted, mut inherited: Inherited, directory: Option<&Pat
 /// In the place of an earlier image of this process, which has been replaced.
 async fn take_over(wanted: Wanted, baton: Baton, log: &Log) -> Result<u8, Refusal> {
     let open_files = OpenFiles::raise_own().map_err(Refusal::of_machine)?;
+    let nursery = Nursery::new().map_err(Refusal::of_machine)?;
     let path = baton.handover().directory.clone();
     let directory = RuntimeDirectory::create(&path).map_err(Refusal::of_machine)?;
     let state_file = StateFile::continued(&path, baton.state());
@@ -179,6 +183,7 @@ async fn take_over(wanted: Wanted, baton: Baton, log: &Log) -> Result<u8, Refusa
         inherited: None,
         strays: Vec::new(),
         open_files,
+        nursery,
         changes,
         taken: Some(parts.taken),
         lock: Some(parts.lock),

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use crate::config::model::Signal;
 use crate::isolation::{Drain, FenceName, Isolation, Mode, Place, none};
 use crate::supervisor::policy::Policy;
+use crate::sys::Birthplace;
 use crate::systemd::journal;
+use crate::worker::birth::Nursery;
 use crate::worker::environment::{self, Facts};
 use crate::worker::open_files::OpenFiles;
 use crate::worker::order::Order;
@@ -24,6 +26,8 @@ pub struct Common {
     pub to_journal: bool,
     /// What the manager was started with.
     pub open_files: OpenFiles,
+    /// Where children come from.
+    pub nursery: Rc<Nursery>,
 }
 
 /// Start the worker; its pid once its command has been exec'd.
@@ -38,7 +42,9 @@ pub async fn launch(
 ) -> Result<u32, String> {
     let name = FenceName { app: prepared.group.clone(), slot: worker.start.slot.0, unique: worker.unique.clone() };
     let place = isolation.prepare(&name, &prepared.limits).map_err(|error| error.to_string())?;
-    let gate = Gate::spawn((none::MARKER, &none::marker(&name)), place.as_ref().map(|place| place.birthplace()))
+    let anywhere = Birthplace::default();
+    let birthplace = place.as_ref().map_or(&anywhere, |place| place.birthplace());
+    let gate = Gate::spawn((none::MARKER, &none::marker(&name)), birthplace, &common.nursery)
         .map_err(|error| format!("starting a process: {error}"))?;
     let process = Rc::clone(&gate.process);
     *worker.process.borrow_mut() = Some(Rc::clone(&process));
@@ -87,7 +93,7 @@ async fn enclose_and_release(
     if worker.is_given_up() {
         return Err(given_up());
     }
-    let Common { listeners, to_journal, open_files } = common;
+    let Common { listeners, to_journal, open_files, .. } = common;
     let stream =
         if *to_journal && isolation.mode() == Mode::Scope { journal_stream(worker, prepared, unit) } else { None };
     let (output, stream_id) = match stream {

@@ -20,6 +20,7 @@ use crate::supervisor::note::{Level, Note};
 use crate::supervisor::time::Time;
 use crate::sys;
 use crate::systemd::notify::ServiceNotifier;
+use crate::worker::birth::Nursery;
 use crate::worker::open_files::OpenFiles;
 
 use super::adopt::{self, Found};
@@ -80,6 +81,8 @@ pub struct Parts {
     pub strays: Vec<Leftover>,
     /// How many files a worker may have open, unless the configuration says it.
     pub open_files: OpenFiles,
+    /// Where workers come from.
+    pub nursery: Nursery,
     /// Development: files have changed, so roll; none: not asked for.
     pub changes: Option<mpsc::UnboundedReceiver<News>>,
     /// What an earlier image of this process handed over.
@@ -118,6 +121,7 @@ pub struct Manager {
     pub(super) unsaved: Option<Time>,
     pub(super) strays: Vec<Leftover>,
     pub(super) open_files: OpenFiles,
+    pub(super) nursery: Rc<Nursery>,
     /// Whether it goes on where an earlier manager ended.
     pub(super) resumed: bool,
     pub(super) lock: Option<Lock>,
@@ -226,6 +230,7 @@ pub async fn run(parts: Parts) -> std::io::Result<u8> {
         unsaved: None,
         strays: parts.strays,
         open_files: parts.open_files,
+        nursery: Rc::new(parts.nursery),
         resumed: parts.inherited.is_some(),
         lock: parts.lock,
         image: parts.image,
@@ -394,13 +399,25 @@ impl Manager {
             | Event::SystemStopping
             | Event::Request { .. } => None,
         };
-        let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick);
-        // A ping is forgotten with the manager: the silence begins anew with the next one.
-        let said = matches!(&event, Event::Message { message, .. } if *message != Message::Watchdog);
+        let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick | Event::Gone { .. });
+        let later = match &event {
+            // A ping is forgotten with the manager: the silence begins anew with the next one.
+            Event::Message { message, .. } => *message != Message::Watchdog,
+            // The next manager would sweep what is swept, and its replacement waits for this processor.
+            Event::Gone { .. } => true,
+            Event::Tick
+            | Event::Started { .. }
+            | Event::StartFailed { .. }
+            | Event::Exited { .. }
+            | Event::Memory { .. }
+            | Event::StopRequested { .. }
+            | Event::SystemStopping
+            | Event::Request { .. } => false,
+        };
         self.supervisor.step(event, now, actions);
         if matters || !actions.is_empty() {
             self.carry_out(actions);
-        } else if said && self.state_file.is_some() {
+        } else if later && self.state_file.is_some() {
             self.unsaved.get_or_insert(now);
         }
         if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {

@@ -149,6 +149,7 @@ impl Manager {
             listeners: Rc::clone(&self.listeners),
             to_journal: self.log.is_journald() && rustix::process::geteuid().is_root(),
             open_files: self.open_files,
+            nursery: Rc::clone(&self.nursery),
         };
         // Not one of the worker's own tasks: it must come to its end also when the worker is given up.
         let deeds = self.deeds.clone();

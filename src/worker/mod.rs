@@ -5,6 +5,7 @@
 //! becomes the app's command. So every page that the command ever touches is charged to its fence.
 
 pub mod account;
+pub mod birth;
 pub mod environment;
 pub mod files;
 pub mod gate;

@@ -1,7 +1,6 @@
 //! A worker's first process, from the gate to its end. Always a pidfd, never a bare pid.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,10 +13,11 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::birth::{Nursery, Program};
 use super::order::{self, Order};
 use crate::config::model::Signal;
 use crate::supervisor::event::Ended;
-use crate::sys::{self, Birthplace, Program};
+use crate::sys::{self, Birthplace};
 
 /// The most that a gate may say about its failure, in bytes.
 const FAILURE_MAX: usize = 4096;
@@ -118,21 +118,26 @@ pub struct Gate {
 /// The running image, whatever its file's name means by now (`proc_pid_exe(5)`).
 const IMAGE: &CStr = c"/proc/self/exe";
 
-fn spawn_at(birthplace: &Birthplace, mark: (&str, &str), control: BorrowedFd<'_>) -> io::Result<Pid> {
+fn spawn_at(
+    birthplace: &Birthplace,
+    mark: (&str, &str),
+    control: BorrowedFd<'_>,
+    nursery: &Nursery,
+) -> io::Result<Pid> {
     let (role, mark) = (CString::new(super::gate::ROLE)?, CString::new(format!("{}={}", mark.0, mark.1))?);
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    sys::spawn_at(
+    nursery.bear(
         birthplace,
         &Program {
             path: IMAGE,
             arguments: &[IMAGE, &role],
             environment: &[&mark],
             input: control,
-            output: null.as_fd(),
+            output: nursery.null(),
         },
     )
 }
 
+/// For a kernel or a filter of system calls that does not allow the other way.
 fn spawn_anywhere(mark: (&str, &str), control: UnixStream) -> io::Result<Pid> {
     let child = Command::new(OsStr::from_bytes(IMAGE.to_bytes()))
         .arg(super::gate::ROLE)
@@ -163,16 +168,13 @@ impl Gate {
     ///
     /// # Errors
     /// What `fork(2)`, `execve(2)` or `pidfd_open(2)` say.
-    pub fn spawn(mark: (&str, &str), birthplace: Option<&Birthplace>) -> io::Result<Self> {
+    pub fn spawn(mark: (&str, &str), birthplace: &Birthplace, nursery: &Nursery) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        let born = birthplace.map(|birthplace| spawn_at(birthplace, mark, theirs.as_fd()));
-        let pid = match born {
-            Some(Ok(pid)) => pid,
-            born => {
-                if let Some(Err(error)) = born {
-                    // An old kernel, or a filter of system calls: it is moved instead.
-                    tracing::debug!("starting a process inside its fence: {error}");
-                }
+        let pid = match spawn_at(birthplace, mark, theirs.as_fd(), nursery) {
+            Ok(pid) => pid,
+            Err(error) => {
+                // It is moved instead.
+                tracing::debug!("starting a process inside its fence: {error}");
                 spawn_anywhere(mark, theirs)?
             }
         };

@@ -2,11 +2,12 @@
 
 use std::ffi::CStr;
 use std::io::Read as _;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 
 use paddock::isolation::{FenceLimits, Isolation as _, Place};
-use paddock::sys::{Birthplace, Program, spawn_at};
+use paddock::sys::Birthplace;
+use paddock::worker::birth::{Nursery, Program};
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
 use super::{MIB, Worker, cgroup, directories, memory, name, run};
@@ -30,7 +31,7 @@ fn born(place: &dyn Place, script: &CStr) -> (Pid, UnixStream) {
         input: theirs.as_fd(),
         output: theirs.as_fd(),
     };
-    (spawn_at(place.birthplace(), &program).unwrap(), ours)
+    (Nursery::new().unwrap().bear(place.birthplace(), &program).unwrap(), ours)
 }
 
 /// All that it says until it is over.
@@ -111,6 +112,32 @@ fn a_program_that_is_not_there_is_an_error_and_no_child() {
         input: null.as_fd(),
         output: null.as_fd(),
     };
-    let error = spawn_at(&Birthplace::default(), &program).unwrap_err();
+    let error = Nursery::new().unwrap().bear(&Birthplace::default(), &program).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_child_has_its_own_descriptors_and_none_of_ours() {
+    let nursery = Nursery::new().unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // Above what the child needs, and not closed by exec.
+    let ours = rustix::io::fcntl_dupfd_cloexec(null, 500).unwrap();
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
+    let (hears, says) = UnixStream::pair().unwrap();
+    let program = Program {
+        path: c"/bin/sh",
+        arguments: &[c"sh", c"-c", c"exec ls /proc/self/fd"],
+        environment: &[],
+        input: says.as_fd(),
+        output: says.as_fd(),
+    };
+    let pid = nursery.bear(&Birthplace::default(), &program).unwrap();
+    drop(says);
+    // That it ends: with the child the last end of the socket is gone, and the nursery keeps none.
+    let listed = words(&hears);
+    assert!(listed.lines().any(|line| line == "2"), "{listed}");
+    assert!(listed.lines().all(|line| line != ours.as_raw_fd().to_string()), "{listed}");
+    waitpid(Some(pid), WaitOptions::empty()).unwrap();
+    // Ours have stayed what they were.
+    assert!(rustix::io::fcntl_getfd(&ours).unwrap().is_empty());
 }
