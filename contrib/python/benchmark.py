@@ -1,17 +1,20 @@
 """What counting, watching and draining cost: each server alone against the same server under ``paddock_worker``.
 
-Usage: target/python-venv/bin/python contrib/python/benchmark.py [PAIRS] [SECONDS] [SERVER]      (needs wrk)
+Usage: target/python-venv/bin/python contrib/python/benchmark.py [PAIRS] [SECONDS] [SERVER] [--noise]      (needs wrk)
 
-Eight connections each, kept alive where the server can, in pairs of which now the one and now the other goes first: at the same
-time they would take each other's processor. What is compared is the processor time of the serving process for one request (user and system, from
-/proc/PID/schedstat, in nanoseconds). A ratio of 0.98 means: 98 % of the requests that the server alone would have served in
-that time.
+Eight connections each, kept alive where the server can. The two of a pair take turns of a tenth of a second: at the same time they
+would take each other's processor, and in turns of seconds each would have another processor, in a virtual machine at least. What is
+compared is the processor time of the serving process for one request (user and system, from /proc/PID/schedstat, in nanoseconds).
+A ratio of 0.98 means: 98 % of the requests that the server alone would have served in that time.
+
+Both processes of a pair are new, with the same seed for their hashes: where things lie in memory makes a process up to a tenth
+faster or slower than the next of the same program, for all its life. With ``--noise`` the server alone stands on both sides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "tests"))
@@ -26,6 +30,12 @@ sys.path.insert(0, str(Path(__file__).parent / "tests"))
 from manager import APPS, Client, Manager, eventually  # noqa: E402
 
 BIN = Path(sys.executable).parent
+Side = tuple[int, tuple[str, int]]
+"""A process that serves, and its address."""
+
+SLICE = 0.1
+"""Seconds that one side serves before it is the other's turn."""
+
 QUIET = ["--no-access-log", "--log-level=warning"]
 PAIRS = {
     "wsgi (waitress)": ([str(BIN / "waitress-serve"), "--listen=127.0.0.1:{port}", "plain:application"], ["wsgi", "plain:application"]),
@@ -60,13 +70,22 @@ def spent(pid: int) -> int:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def cost(pid: int, address: tuple[str, int], seconds: int) -> float:
-    """Nanoseconds for one request, under as much load as the server takes."""
-    before = spent(pid)
-    command = ["wrk", "-t1", "-c8", f"-d{seconds}s", f"http://{address[0]}:{address[1]}/"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    served = int(output.split(" requests in ")[0].split()[-1])
-    return (spent(pid) - before) / served
+def costs(sides: tuple[Side, Side], seconds: int, first: int) -> tuple[float, float]:
+    """Nanoseconds for one request of each, under as much load as each takes."""
+    before = [spent(pid) for pid, _ in sides]
+    loads = []
+    for _, (host, port) in sides:
+        command = ["wrk", "-t1", "-c8", f"-d{2 * seconds}s", f"http://{host}:{port}/"]
+        loads.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    turn = first
+    while any(load.poll() is None for load in loads):
+        loads[1 - turn].send_signal(signal.SIGSTOP)
+        loads[turn].send_signal(signal.SIGCONT)
+        time.sleep(SLICE)
+        turn = 1 - turn
+    served = [int(load.communicate()[0].split(" requests in ")[0].split()[-1]) for load in loads]
+    one, two = ((spent(pid) - used) / count for (pid, _), used, count in zip(sides, before, served))
+    return one, two
 
 
 def answers(address: tuple[str, int]) -> int:
@@ -80,34 +99,59 @@ def answers(address: tuple[str, int]) -> int:
         return 0
 
 
-def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    print(f"{'server':28}{'alone':>10}{'here':>10}{'ratio':>8}   (µs for one request; median of {pairs} pairs of {seconds} s)")
-    for name, (alone, here) in PAIRS.items():
-        if len(sys.argv) > 3 and sys.argv[3] not in name:
-            continue
-        directory = Path(tempfile.mkdtemp())
-        manager = Manager(directory).bind()
-        address = ("127.0.0.1", free_port())
-        command = [part.format(port=address[1]) for part in alone]
-        server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(APPS)}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+@contextlib.contextmanager
+def alone(command: list[str], seed: str) -> Iterator[Side]:
+    """The server by itself: the pid that serves, and where."""
+    address = ("127.0.0.1", free_port())
+    server = subprocess.Popen(
+        [part.format(port=address[1]) for part in command],
+        env={**os.environ, "PYTHONPATH": str(APPS), "PYTHONHASHSEED": seed},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield eventually(lambda: answers(address), f"{command[0]} answers"), address
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+@contextlib.contextmanager
+def here(command: list[str], seed: str) -> Iterator[Side]:
+    """The same under ``paddock_worker``, with everything that a manager asks of it."""
+    with tempfile.TemporaryDirectory() as directory:
+        manager = Manager(Path(directory)).bind()
         try:
-            worker = manager.start(*here, WATCHDOG_USEC=30_000_000, PADDOCK_MAX_REQUESTS=10**9).ready()
-            pid = eventually(lambda: answers(address), f"{name} answers")
-            costs: tuple[list[float], list[float]] = ([], [])
-            halves = ((pid, address), (worker.pid, manager.address))
-            for number in range(pairs):
-                for which in (number % 2, 1 - number % 2):
-                    costs[which].append(cost(*halves[which], seconds))
-            ratio = statistics.median(one / other for one, other in zip(*costs))
-            medians = [statistics.median(each) / 1000 for each in costs]
-            print(f"{name:28}{medians[0]:10.1f}{medians[1]:10.1f}{ratio:8.3f}", flush=True)
+            worker = manager.start(*command, WATCHDOG_USEC=30_000_000, PADDOCK_MAX_REQUESTS=10**9, PYTHONHASHSEED=seed).ready()
+            yield worker.pid, manager.address
         finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
             manager.close()
-            shutil.rmtree(directory)
+
+
+def pair(number: int, commands: tuple[list[str], list[str]], seconds: int, noise: bool) -> tuple[float, float]:
+    """What one request costs on each side."""
+    seed = str(number + 1)
+    other = alone(commands[0], seed) if noise else here(commands[1], seed)
+    with alone(commands[0], seed) as one, other as two:
+        # What is imported, compiled or allocated only once.
+        costs((one, two), 1, 0)
+        return costs((one, two), seconds, number % 2)
+
+
+def main() -> None:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--noise"]
+    noise = len(arguments) < len(sys.argv) - 1
+    pairs = int(arguments[0]) if arguments else 15
+    seconds = int(arguments[1]) if len(arguments) > 1 else 1
+    print(f"{'server':28}{'alone':>10}{'alone' if noise else 'here':>10}{'ratio':>8}   µs for one request; median of {pairs} pairs of {seconds} s; quartiles")
+    for name, commands in PAIRS.items():
+        if len(arguments) > 2 and arguments[2] not in name:
+            continue
+        found = [pair(number, commands, seconds, noise) for number in range(pairs)]
+        ratios = sorted(one / two for one, two in found)
+        medians = [statistics.median(each) / 1000 for each in zip(*found)]
+        quartiles = f"{ratios[len(ratios) // 4]:.3f} to {ratios[-1 - len(ratios) // 4]:.3f}"
+        print(f"{name:28}{medians[0]:10.1f}{medians[1]:10.1f}{statistics.median(ratios):8.3f}   {quartiles}", flush=True)
 
 
 if __name__ == "__main__":

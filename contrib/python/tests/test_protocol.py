@@ -77,10 +77,18 @@ def test_a_count_that_was_not_heard_is_said_again() -> None:
     assert reports.counts == [4]
 
 
-def test_no_request_is_counted_twice_or_not_at_all_by_threads() -> None:
+@pytest.mark.parametrize("in_one_piece", [False, True])
+def test_no_request_is_counted_twice_or_not_at_all_by_threads(in_one_piece: bool) -> None:
     reports = Reports()
     requests = reports.requests(quota=4000)
-    threads = [threading.Thread(target=serve, args=(requests, 500)) for _ in range(8)]
+    counted = requests.counted(lambda: None, threads=True)
+
+    def serve_in_one_piece() -> None:
+        for _ in range(500):
+            counted()
+
+    serve_some = serve_in_one_piece if in_one_piece else lambda: serve(requests, 500)
+    threads = [threading.Thread(target=serve_some) for _ in range(8)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -200,16 +200,18 @@ class Server(uvicorn.Server):
         """
         # The headers that uvicorn adds to every response: those to come say that the connection closes.
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        began = time.monotonic()
+        quiet: dict[Any, float] = {}
+        # What is in flight has its headers already, and may be answered in the next turn.
+        self._unfinished(began, quiet)
         self._worker.stopping()
         await _stop_accepting(self.servers)
         for server in self.servers:
             server.close()
         for sock in sockets or []:
             sock.close()
-        began = time.monotonic()
         # What was accepted in the last turn of the loop is not yet among the connections.
         await asyncio.sleep(0.02)
-        quiet: dict[Any, float] = {}
         while self._unfinished(began, quiet):
             await asyncio.sleep(0.02)
         await self.lifespan.shutdown()
