@@ -10,6 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Optional
 
 from gunicorn.http.wsgi import Response
@@ -209,6 +211,58 @@ class _Sync(_Wsgi):
     threads = False
 
 
+class _Finished:
+    """Takes the place of gthread's ``method_queue``, by which its threads hand back connections to its loop.
+
+    Gunicorn's writes a byte to its pipe for each; this one only if the loop has not been woken yet, because a thread that enters
+    the kernel gives up the interpreter's lock and has to wait for it again.
+    """
+
+    def __init__(self) -> None:
+        self._reader = self._writer = -1
+        self._queue: SimpleQueue[Callable[[], Any]] = SimpleQueue()
+        self._woken = False
+
+    def init(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._woken = False
+
+    def close(self) -> None:
+        if self._reader >= 0:
+            os.close(self._reader)
+            os.close(self._writer)
+            self._reader = self._writer = -1
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def defer(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """Has the loop call it. For any thread, and for signal handlers."""
+        self._queue.put(partial(callback, *arguments))
+        if not self._woken:
+            self._woken = True
+            try:
+                os.write(self._writer, b"\0")
+            except OSError:
+                # Full: it will wake up. Closed: it is over.
+                pass
+
+    def run_callbacks(self, _: Any) -> None:
+        """Calls what is waiting, now that the pipe can be read."""
+        try:
+            os.read(self._reader, 4096)
+        except OSError:
+            return
+        # Cleared before the queue is looked at: what comes later wakes the loop again.
+        self._woken = False
+        for _ in range(self._queue.qsize()):
+            self._queue.get_nowait()()
+
+
+def _public(thing: Any) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
 class _Threads(_Wsgi):
     """gthread: the loop runs on while its threads hang, so the pings depend on the pool."""
 
@@ -222,6 +276,9 @@ class _Threads(_Wsgi):
         self._longest_sleep = float("inf") if interval is None else interval / 2
         self._spares = 0
         self.paddock.on_hung = self._substitute
+        # Older versions have none; a later one may ask more of it.
+        if hasattr(self, "method_queue") and _public(self.method_queue) <= _public(_Finished):
+            self.method_queue: Any = _Finished()
 
     def remember(self, request: Request) -> None:
         self._local.request = request
@@ -286,8 +343,6 @@ class _Gevent(_Wsgi):
 
     def run(self) -> None:
         """Gunicorn's own, but for two things: no second is spent asleep before the drain begins, or after it is over."""
-        from functools import partial
-
         from gevent.event import Event
         from gevent.pool import Pool as Greenlets
         from gevent.server import StreamServer
