@@ -1,4 +1,4 @@
-//! Closing what came from outside where it keeps nobody waiting.
+//! Receiving what comes from outside, and closing what came along where it keeps nobody waiting.
 //!
 //! How long close(2) takes is up to whoever made the file: a TCP socket lingers until its peer has read (`SO_LINGER`,
 //! socket(7), blocking or not), a file of a FUSE daemon waits for that daemon, a unix socket closes what waits in it. A
@@ -6,18 +6,19 @@
 //! one at a time for each sender, and a sender that holds its thread up is not listened to until it lets go.
 
 use std::collections::VecDeque;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, sockopt};
+use rustix::process::Pid;
 use tokio::sync::Notify;
 
 use crate::aside::thread;
 
 /// The most descriptors that one message can carry: `SCM_MAX_FD`.
-pub const DESCRIPTORS_MAX: usize = 253;
+const DESCRIPTORS_MAX: usize = 253;
 
 /// With so many waiting to be closed, nothing more is taken.
 const MANY: usize = 64;
@@ -131,20 +132,45 @@ fn close(fd: OwnedFd) {
 /// Take out what waits in a socket, so that what came with it is closed like everything else.
 fn empty(socket: &OwnedFd) {
     for _ in 0..MESSAGES {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        let mut buffers = [IoSliceMut::new(&mut byte)];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        if rustix::net::recvmsg(socket.as_fd(), &mut buffers, &mut ancillary, flags).map_or(true, |it| it.bytes == 0) {
-            return;
-        }
-        for part in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = part {
-                fds.for_each(close);
-            }
+        match receive(socket.as_fd(), &mut [0]) {
+            Ok(incoming) if incoming.bytes > 0 => incoming.descriptors.into_iter().for_each(close),
+            _ => return,
         }
     }
+}
+
+/// What came from outside, with all that came along.
+#[derive(Debug)]
+pub struct Incoming {
+    /// So many bytes.
+    pub bytes: usize,
+    /// Whether there were more than fitted: those of a datagram are gone.
+    pub is_cut: bool,
+    /// Who sent it, if the socket asks for that (`SO_PASSCRED`, unix(7)); none: the kernel could not say.
+    pub sender: Option<Pid>,
+    /// For [`Closing::received`].
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// Receive what is there now.
+///
+/// # Errors
+/// What `recvmsg(2)` says; EAGAIN: nothing.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Incoming> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags)?;
+    let is_cut = message.flags.contains(ReturnFlags::TRUNC);
+    let mut incoming = Incoming { bytes: message.bytes, is_cut, sender: None, descriptors: Vec::new() };
+    for part in ancillary.drain() {
+        match part {
+            RecvAncillaryMessage::ScmCredentials(credentials) => incoming.sender = Some(credentials.pid),
+            RecvAncillaryMessage::ScmRights(fds) => incoming.descriptors.extend(fds),
+            _ => {}
+        }
+    }
+    Ok(incoming)
 }
 
 #[cfg(test)]
@@ -176,7 +202,7 @@ mod tests {
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let fds = [fd.as_fd()];
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(to, &[std::io::IoSlice::new(text)], &mut ancillary, SendFlags::empty()).unwrap();
+        rustix::net::sendmsg(to, &[io::IoSlice::new(text)], &mut ancillary, SendFlags::empty()).unwrap();
     }
 
     /// A socket in whose queue one waits that lingers: closing it takes as long, whatever its own options are.
@@ -201,10 +227,10 @@ mod tests {
         let mut peer = peer;
         let mut all = [0; 16384];
         loop {
-            match std::io::Read::read(&mut peer, &mut all) {
+            match io::Read::read(&mut peer, &mut all) {
                 Ok(0) => return true,
                 Ok(_) => {}
-                Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
             }
         }
     }
@@ -246,9 +272,9 @@ mod tests {
         assert!(begun.elapsed() > Duration::from_secs(1), "nothing was slow");
         within(Duration::from_secs(5), "all are closed", || !closing.queue().running).await;
         // A thread of its own comes for the next one.
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
         closing.received(vec![writer.into()]);
         let mut reader = reader;
-        assert_eq!(std::io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+        assert_eq!(io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
     }
 }

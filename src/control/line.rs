@@ -1,17 +1,16 @@
 //! A client's connection. It may carry descriptors, which nobody wants, and whose closing takes as long as the client
 //! likes: neither what comes in nor the connection's end holds the loop.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, Shutdown};
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::frame::{CHUNK, Frames};
-use crate::closing::{Closing, DESCRIPTORS_MAX};
+use crate::closing::{self, Closing};
 
 /// One connection.
 #[derive(Debug)]
@@ -43,18 +42,10 @@ impl Line {
     }
 
     fn receive(&self, frames: &mut Frames) -> io::Result<usize> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut chunk = [0_u8; CHUNK];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received =
-            rustix::net::recvmsg(self.stream.as_fd(), &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, flags)?;
-        for part in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-                self.closing.received(descriptors.collect());
-            }
-        }
-        let read = chunk.get(..received.bytes).unwrap_or_default();
+        let incoming = closing::receive(self.stream.as_fd(), &mut chunk)?;
+        self.closing.received(incoming.descriptors);
+        let read = chunk.get(..incoming.bytes).unwrap_or_default();
         frames.room().extend_from_slice(read);
         Ok(read.len())
     }

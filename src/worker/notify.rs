@@ -3,19 +3,18 @@
 //! Every message's sender is known from the kernel (`SCM_CREDENTIALS`, `unix(7)`); whether it belongs to the worker is
 //! for the caller to check before anything is acted upon.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType};
+use rustix::net::SocketType;
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::files;
 use super::message::{self, Datagram};
-use crate::closing::{Closing, DESCRIPTORS_MAX};
+use crate::closing::{self, Closing, Incoming};
 use crate::sys::{self, Entrusted};
 
 /// Larger datagrams are dropped; systemd's own bound is one page (`sd_notify(3)` messages are short).
@@ -78,7 +77,7 @@ impl NotifySocket {
     }
 
     /// The socket itself, for safe keeping.
-    pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
     }
 
@@ -121,24 +120,10 @@ impl Drop for NotifySocket {
     }
 }
 
-fn receive(socket: std::os::fd::BorrowedFd<'_>) -> io::Result<Received> {
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     let mut buffer = [0_u8; DATAGRAM_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(&mut buffer)];
-    let message =
-        rustix::net::recvmsg(socket, &mut buffers, &mut ancillary, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)?;
-    let mut sender = None;
-    let mut descriptors = Vec::new();
-    for part in ancillary.drain() {
-        match part {
-            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
-            RecvAncillaryMessage::ScmRights(fds) => descriptors.extend(fds),
-            _ => {}
-        }
-    }
-    let whole = !message.flags.contains(ReturnFlags::TRUNC);
-    let datagram = message::parse(buffer.get(..message.bytes).filter(|_| whole).unwrap_or_default());
+    let Incoming { bytes, is_cut, sender, descriptors } = closing::receive(socket, &mut buffer)?;
+    let datagram = message::parse(buffer.get(..bytes).filter(|_| !is_cut).unwrap_or_default());
     Ok(Received { sender, datagram, descriptors })
 }
 
