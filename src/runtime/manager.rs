@@ -1,7 +1,6 @@
 //! The manager of one app: everything that its loop holds, and the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use crate::systemd::notify::ServiceNotifier;
 use crate::worker::birth::Nursery;
 use crate::worker::open_files::OpenFiles;
 
-use super::adopt::{self, Found};
+use super::adopt::Found;
 use super::calm::Calm;
 use super::changes::News;
 use super::clock::{self, Timer};
@@ -31,6 +30,7 @@ use super::deeds::{Deed, Deeds};
 use super::generation::{Prepared, Source};
 use super::listeners::Listeners;
 use super::origin;
+use super::reap;
 use super::request::Reread;
 use super::signals::{Asked, Signals};
 use super::state::{Books, RecordView, State, StateFile};
@@ -38,7 +38,6 @@ use super::upgrade::image::Image;
 use super::upgrade::take::Taken;
 use super::upgrade::{Answer, Quiet, Upgrade};
 use super::worker::Worker;
-use super::{reap, watch};
 
 /// How many events of one kind are taken in one turn, so that none can keep the others waiting.
 const BATCH: usize = 256;
@@ -158,6 +157,15 @@ impl Inputs {
         let mut answer = || self.answers.try_recv().map(Woken::Answer);
         reread.or_else(|_| call().or_else(|_| news().or_else(|_| answer()))).ok()
     }
+}
+
+/// When what an event has changed is written down, if it brings nothing to do; before that is done, if it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    AtOnce,
+    /// Within [`UNSAVED_MOST`].
+    Soon,
+    IfActedUpon,
 }
 
 /// When systemd is to hear from us.
@@ -388,36 +396,25 @@ impl Manager {
 
     /// Let the supervisor decide about one event, and do what it says.
     pub(super) fn step(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
-        let over = match &event {
-            Event::StartFailed { worker, .. } | Event::Gone { worker } => Some(*worker),
-            Event::Tick
-            | Event::Started { .. }
-            | Event::Exited { .. }
-            | Event::Message { .. }
-            | Event::Memory { .. }
-            | Event::StopRequested { .. }
-            | Event::SystemStopping
-            | Event::Request { .. } => None,
-        };
-        let matters = !matches!(event, Event::Message { .. } | Event::Memory { .. } | Event::Tick | Event::Gone { .. });
-        let later = match &event {
-            // A ping is forgotten with the manager: the silence begins anew with the next one.
-            Event::Message { message, .. } => *message != Message::Watchdog,
+        let (over, written) = match &event {
+            Event::StartFailed { worker, .. } => (Some(*worker), Written::AtOnce),
             // The next manager would sweep what is swept, and its replacement waits for this processor.
-            Event::Gone { .. } => true,
-            Event::Tick
-            | Event::Started { .. }
-            | Event::StartFailed { .. }
+            Event::Gone { worker } => (Some(*worker), Written::Soon),
+            // A ping is forgotten with the manager: the silence begins anew with the next one.
+            Event::Message { message: Message::Watchdog, .. } | Event::Memory { .. } | Event::Tick => {
+                (None, Written::IfActedUpon)
+            }
+            Event::Message { .. } => (None, Written::Soon),
+            Event::Started { .. }
             | Event::Exited { .. }
-            | Event::Memory { .. }
             | Event::StopRequested { .. }
             | Event::SystemStopping
-            | Event::Request { .. } => false,
+            | Event::Request { .. } => (None, Written::AtOnce),
         };
         self.supervisor.step(event, now, actions);
-        if matters || !actions.is_empty() {
+        if written == Written::AtOnce || !actions.is_empty() {
             self.carry_out(actions);
-        } else if later && self.state_file.is_some() {
+        } else if written == Written::Soon && self.state_file.is_some() {
             self.unsaved.get_or_insert(now);
         }
         if let Some(worker) = over.and_then(|worker| self.workers.remove(&worker)) {
@@ -430,7 +427,7 @@ impl Manager {
     }
 
     /// Write down what is about to be done, do it, and write down that it is done.
-    fn carry_out(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn carry_out(&mut self, actions: &mut Vec<Action>) {
         self.calm.stir(clock::now());
         self.save(actions);
         self.perform(actions);
@@ -477,105 +474,7 @@ impl Manager {
         }
     }
 
-    /// Go on where an earlier image of this process handed over: nothing was lost, nobody has noticed.
-    fn take_over(&mut self, taken: Taken, patient: bool, now: Time, actions: &mut Vec<Action>) {
-        let Taken { state, workers, events, replies, started } = taken;
-        let State { supervisor, pending, configs, last_config, last_request, paddock, .. } = *state;
-        self.supervisor = supervisor;
-        self.supervisor.be_patient(patient);
-        self.configs = configs.into_iter().map(|(id, prepared)| (id, Rc::new(prepared))).collect();
-        self.last_config = last_config;
-        self.last_request = last_request;
-        self.replies = replies.into_iter().collect();
-        self.started = started;
-        self.workers = workers;
-        for worker in self.workers.values() {
-            watch::listen(worker, &self.log, self.readable.clone());
-            if worker.process.borrow().is_some() {
-                watch::life(worker, &self.isolation, &self.log, self.events.clone(), &self.deeds);
-            } else {
-                // It goes on being swept.
-                worker.swept.set(false);
-            }
-        }
-        self.log.say(
-            Level::Info,
-            &format!(
-                "replaced in place: paddock {} took over from {paddock}, {} workers untouched",
-                env!("CARGO_PKG_VERSION"),
-                self.workers.len()
-            ),
-        );
-        actions.extend(pending);
-        self.perform(actions);
-        for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.hear(worker, now, actions);
-        }
-        for event in events {
-            self.step(event, now, actions);
-        }
-        self.supervisor.go_on(now, actions);
-        self.carry_out(actions);
-        // Those that ended while nobody was told.
-        self.signalled(Asked::Children, now, actions);
-    }
-
-    /// Go on where an earlier manager ended.
-    fn resume(&mut self, state: State, found: Found, patient: bool, now: Time, actions: &mut Vec<Action>) {
-        let State { supervisor, pending, configs, last_config, last_request, .. } = state;
-        self.supervisor = supervisor;
-        self.supervisor.be_patient(patient);
-        self.configs = configs.into_iter().map(|(id, prepared)| (id, Rc::new(prepared))).collect();
-        self.last_config = last_config;
-        self.last_request = last_request;
-        self.workers = found.workers;
-        let adopted = self.workers.len();
-        for worker in self.workers.values() {
-            watch::listen(worker, &self.log, self.readable.clone());
-            if worker.process.borrow().is_some() {
-                watch::life(worker, &self.isolation, &self.log, self.events.clone(), &self.deeds);
-            }
-        }
-        self.log.say(
-            Level::Info,
-            &format!("took over from a manager that ended: {adopted} workers adopted, {} gone", found.events.len()),
-        );
-        // A start that was about to be done is among those that were found or are to be done again.
-        actions.extend(found.again.into_iter().map(Action::Start));
-        actions.extend(pending.into_iter().filter(|action| !matches!(action, Action::Start(_))));
-        self.carry_out(actions);
-        for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-            self.hear(worker, now, actions);
-        }
-        for event in found.events {
-            self.step(event, now, actions);
-        }
-        self.supervisor.resume(&found.unheard, now, actions);
-        self.carry_out(actions);
-        self.strays.extend(found.strays);
-    }
-
-    /// Nobody else holds these for the next manager.
-    fn keep_own_listeners_safe(&mut self) {
-        let listeners = Rc::clone(&self.listeners);
-        for socket in listeners.own() {
-            self.keep_safe("listen", socket.fd.as_fd());
-        }
-    }
-
-    /// Our own workers serve: what an earlier manager left and nobody knows is not needed any more. A manager that took
-    /// over is ready from the beginning, which says nothing about workers that died or were forgotten meanwhile.
-    pub(super) fn dismiss_strays(&mut self) {
-        if self.resumed && !self.supervisor.is_whole() {
-            return;
-        }
-        let strays = std::mem::take(&mut self.strays);
-        if let Some(prepared) = self.configs.values().next_back() {
-            adopt::drain_strays(strays, prepared.policy.drain_signal, prepared.policy.graceful, &self.log, &self.deeds);
-        }
-    }
-
-    fn signalled(&mut self, asked: Asked, now: Time, actions: &mut Vec<Action>) {
+    pub(super) fn signalled(&mut self, asked: Asked, now: Time, actions: &mut Vec<Action>) {
         match asked {
             Asked::Request(request) => self.step(Event::Request { id: None, request }, now, actions),
             Asked::Reload => self.read_again(None),

@@ -22,6 +22,7 @@ pub mod setup;
 pub mod signals;
 pub mod state;
 pub mod status;
+mod succession;
 pub mod upgrade;
 pub mod watch;
 pub mod worker;
