@@ -107,6 +107,8 @@ class Listener(socket.socket):
     for a connection would hang in accept(), hence the look before each one.
     """
 
+    _kind: Optional[tuple[int, int, int]] = None
+
     def listen(self, backlog: int = 0) -> None:
         """Does nothing: the socket listens already, with the backlog that its owner gave it."""
 
@@ -118,7 +120,14 @@ class Listener(socket.socket):
         fd = self.fileno()
         if os.get_blocking(fd):
             os.set_blocking(fd, False)
-        return super().accept()
+        if self._kind is None:
+            self._kind = int(self.family), int(self.type), self.proto
+        # As socket.accept() does it, but for making an enumeration's member of each number anew for each connection.
+        accepted, address = self._accept()  # type: ignore[attr-defined]
+        connection = socket.socket(*self._kind, fileno=accepted)
+        if socket.getdefaulttimeout() is None and self.gettimeout():
+            connection.setblocking(True)
+        return connection, address
 
     def backlog(self, default: int = 2048) -> int:
         """The length of the accept queue as its owner set it; ``default`` where the kernel does not say (unix sockets).

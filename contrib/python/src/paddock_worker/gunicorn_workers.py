@@ -65,8 +65,9 @@ class _Paddock(GunicornWorker):  # type: ignore[misc]
         faulthandler.enable()
 
     def handle_exit(self, sig: int, frame: Optional[FrameType]) -> None:
-        self.paddock.stopping()
         super().handle_exit(sig, frame)
+        # Said when it is so: nothing is accepted from here on.
+        self.paddock.stopping()
 
     def run(self) -> None:
         self.paddock.ready(f"gunicorn {type(self).__name__}")
@@ -290,6 +291,11 @@ class _Threads(_Wsgi):
     def progresses(self) -> bool:
         requests = self.paddock.requests
         return self._pool.progresses(requests.in_flight, requests.total)
+
+    def accept(self, listener: Any) -> None:
+        # In the turn of the loop in which the drain begins, a connection is better left to the others.
+        if self.alive:
+            super().accept(listener)
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         super().wait_for_and_dispatch_events(min(timeout, self._longest_sleep))
