@@ -263,12 +263,13 @@ unsafe fn clone_with(how: &mut nix::libc::clone_args, newborn: &Newborn<'_>) -> 
     })
 }
 
-/// The same where the child gets a copy of our memory, as after fork(2).
+/// The same where the child gets a copy of our memory, as after fork(2). We wait likewise: it has our descriptors for a while.
 ///
 /// # Safety
 /// As above.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn clone_with(how: &mut nix::libc::clone_args, newborn: &Newborn<'_>) -> io::Result<i32> {
+    how.flags |= u64::from(nix::libc::CLONE_VFORK.unsigned_abs());
     // SAFETY: without CLONE_VM no memory is shared; the structure outlives the call.
     let pid = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, std::ptr::from_mut(how), size_of_val(how)) };
     if pid == 0 {
