@@ -74,7 +74,7 @@ fn many(mode: Mode) {
     let bound = Duration::from_mins(1) + Duration::from_millis(100) * u32::try_from(total).unwrap();
     let until = std::time::Instant::now() + bound;
     let (mut next, mut restarts, mut first) = (0, 0, None);
-    // A line about somebody may come when the status has shown it ready already.
+    // A line about somebody may come when the status has shown it ready already; and numbers of processes come again.
     let mut killed = BTreeSet::new();
     while restarts < total {
         assert!(std::time::Instant::now() < until, "{restarts} restarts within {bound:?}");
@@ -84,7 +84,7 @@ fn many(mode: Mode) {
         for line in lines.iter().filter(|line| line.is("worker-ready")) {
             if let Some(pid) = line.pid()
                 && let Some(process) = proc::Process::open(pid)
-                && killed.insert(pid)
+                && killed.insert(line.number("worker"))
             {
                 process.signal(rustix::process::Signal::KILL);
                 restarts += 1;
@@ -95,8 +95,9 @@ fn many(mode: Mode) {
             first = Some(at_rest(&manager, mode));
             // Everybody is ready now, and nobody would say so again.
             for pid in manager.status().ready_pids() {
+                let line = manager.log.wait(SOON, "that it is ready", |line| line.is_of("worker-ready", pid));
+                killed.insert(line.number("worker"));
                 proc::signal(pid, rustix::process::Signal::KILL);
-                killed.insert(pid);
                 restarts += 1;
             }
         }
