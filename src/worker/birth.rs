@@ -34,7 +34,7 @@ pub struct Program<'a> {
 #[derive(Debug)]
 pub struct Nursery {
     null: OwnedFd,
-    low: RefCell<[OwnedFd; ROOM]>,
+    low: RefCell<Vec<OwnedFd>>,
 }
 
 impl Nursery {
@@ -44,11 +44,7 @@ impl Nursery {
     /// What opening `/dev/null` says.
     pub fn new() -> io::Result<Self> {
         let null = OwnedFd::from(File::options().read(true).write(true).open("/dev/null")?);
-        let mut low = Vec::new();
-        while low.len() < ROOM {
-            low.push(null.try_clone()?);
-        }
-        let low = low.try_into().map_err(|_| io::Error::other("another number of descriptors"))?;
+        let low = (0..ROOM).map(|_| null.try_clone()).collect::<io::Result<_>>()?;
         Ok(Self { null, low: RefCell::new(low) })
     }
 
